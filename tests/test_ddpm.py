@@ -1,0 +1,116 @@
+"The one step against `diffusers`' own schedulers on shared noise, and against exact answers."
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from hypothesis import given, settings, strategies as st
+
+from ldp_tut.ddpm import (add_noise, convert, cosine_schedule, fused_snr_weight, last, linear_schedule, min_snr_weight, sample,
+                          sample_step, sigmoid_schedule, NoiseSchedule)
+
+OURS = {'linear': linear_schedule(1000), 'squaredcos_cap_v2': cosine_schedule(1000)}
+
+
+def network(x, k): return torch.sin(x) + 0.001 * k  # any fixed function of sample and level will do
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_schedules_equal_diffusers(name):
+    theirs = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule=name)
+    torch.testing.assert_close(OURS[name].alpha_bar[1:], theirs.alphas_cumprod, atol=1e-6, rtol=2e-3)
+    torch.testing.assert_close(OURS[name].alpha_bar[1:900], theirs.alphas_cumprod[:899], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['epsilon', 'sample', 'v_prediction'])
+def test_ancestral_sampling_equals_diffusers_ddpm(kind):
+    theirs = DDPMScheduler(1000, beta_schedule='linear', prediction_type=kind, clip_sample=False, variance_type='fixed_small')
+    schedule, source = OURS['linear'], {'epsilon': 'eps', 'sample': 'x0', 'v_prediction': 'v'}[kind]
+    g = torch.Generator().manual_seed(0)
+    x = y = torch.randn(2, 3, 4, generator=g)
+    denoise = lambda x, k, times: convert(schedule, x, k, network(x, k[..., None]), source, 'x0')
+    theirs.set_timesteps(1000)
+    for t in [999, 998, 700, 500, 300, 100, 10, 2, 1, 0]:
+        y = x.clone()
+        k = torch.full((2, 3), t + 1)
+        noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(t))
+        ours = sample_step(denoise, x, k, k - 1, torch.zeros(2, 3), schedule=schedule, eta=1., noise=noise)
+        ref = theirs.step(network(y, t + 1), t, y, generator=torch.Generator().manual_seed(t)).prev_sample
+        assert ((ours - ref).abs() / (1 + ref.abs())).max() < 1e-5
+        x = torch.randn(2, 3, 4, generator=g)
+
+
+@pytest.mark.parametrize('eta', [0., 0.5, 1.])
+@pytest.mark.parametrize('iterations', [10, 50])
+def test_a_whole_ddim_chain_equals_diffusers(eta, iterations):
+    theirs = DDIMScheduler(1000, beta_schedule='linear', clip_sample=False, set_alpha_to_one=True, timestep_spacing='trailing')
+    theirs.set_timesteps(iterations)
+    schedule = OURS['linear']
+    denoise = lambda x, k, times: convert(schedule, x, k, network(x, k[..., None]), 'eps', 'x0')
+    board = torch.cat([theirs.timesteps + 1, torch.zeros(1, dtype=torch.long)])[:, None].expand(-1, 3)
+    g = torch.Generator().manual_seed(1)
+    x0, noise = torch.randn(2, 3, 4, generator=g), torch.randn(iterations, 2, 3, 4, generator=g)
+    ours = [s.x for s in sample(denoise, x0, board, schedule=schedule, eta=eta, noise=noise)][1:]
+    y = x0
+    for m, t in enumerate(theirs.timesteps):
+        y = theirs.step(network(y, t + 1), t, y, eta=eta, variance_noise=noise[m]).prev_sample
+        assert (ours[m] - y).abs().max() < 1e-5 * (1 + y.abs().max())
+
+
+def test_forward_noise_equals_diffusers():
+    theirs = DDPMScheduler(1000, beta_schedule='linear')
+    x, noise = torch.randn(2, 5, 3), torch.randn(5, 3)
+    t = torch.tensor([0, 10, 500, 998, 999])
+    torch.testing.assert_close(add_noise(OURS['linear'], x[0], t + 1, noise), theirs.add_noise(x[0], noise, t))
+
+
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 80))
+@settings(max_examples=50, deadline=None)
+def test_parametrisations_round_trip(seed, k):
+    schedule, g = cosine_schedule(100), torch.Generator().manual_seed(seed)
+    x0, eps = torch.randn(2, 4, 3, generator=g).double(), torch.randn(2, 4, 3, generator=g).double()
+    level = torch.full((2, 4), k)
+    x = add_noise(schedule, x0, level, eps)
+    truth = dict(x0=x0, eps=eps, v=convert(schedule, x, level, x0, 'x0', 'v'))
+    for a in truth:
+        for b in truth: torch.testing.assert_close(convert(schedule, x, level, truth[a], a, b), truth[b], atol=2e-4, rtol=1e-3)
+
+
+def test_the_exact_denoiser_of_a_gaussian_is_recovered_by_the_sampler():
+    "With the exact posterior mean of N(1, 0.25) in place of a network, DDPM gives back its mean and variance."
+    schedule = cosine_schedule(200)
+    def denoise(x, k, times):
+        a = schedule.alpha_bar[k][..., None]
+        return 1 + a.sqrt() * 0.25 / (a * 0.25 + 1 - a) * (x - a.sqrt())
+    g = torch.Generator().manual_seed(0)
+    board = torch.arange(200, -1, -1)[:, None]
+    x = last(sample(denoise, torch.randn(20_000, 1, 1, generator=g), board, schedule=schedule, eta=1., generator=g)).x
+    assert abs(float(x.mean()) - 1) < 4 * 0.5 / 20_000 ** .5
+    assert abs(float(x.var()) - 0.25) < 0.01
+
+
+def test_the_last_step_adds_no_noise():
+    schedule, x = cosine_schedule(10), torch.randn(1, 2, 3)
+    one, zero = torch.ones(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)
+    out = [sample_step(lambda x, k, t: x * 0 + 5, x, one, zero, torch.zeros(1, 2), schedule=schedule, eta=1., noise=n * torch.ones_like(x)) for n in (-9, 9)]
+    assert torch.equal(*out) and torch.equal(out[0], torch.full_like(x, 5))
+
+
+def test_fused_weights_do_not_count_a_token_twice():
+    schedule = cosine_schedule(100)
+    K = schedule.K
+    alone = fused_snr_weight(schedule, torch.tensor([[50, K, K]]))
+    torch.testing.assert_close(alone[0, 0], min_snr_weight(schedule, torch.tensor(50)))  # nothing before it: its own clipped SNR
+    clean_past = fused_snr_weight(schedule, torch.tensor([[0, 50]]))[0, 1]
+    noisy_past = fused_snr_weight(schedule, torch.tensor([[K, 50]]))[0, 1]
+    assert clean_past > noisy_past and torch.isclose(noisy_past, alone[0, 0], rtol=1e-3)
+
+
+def test_schedules_and_levels_at_the_door():
+    for schedule in (linear_schedule(), cosine_schedule(), sigmoid_schedule()):
+        assert schedule.alpha_bar[0] == 1 and len(schedule.alpha_bar) == schedule.K + 1
+    with pytest.raises(ValueError, match='must be 1'): NoiseSchedule(torch.tensor([.9, .5]))
+    with pytest.raises(ValueError, match='fall strictly'): NoiseSchedule(torch.tensor([1., .5, .6]))
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(ValueError, match='0..100, got -1'): add_noise(cosine_schedule(100), x, torch.full((2, 3), -1), x)
+    with pytest.raises(ValueError, match='shape of x0'): add_noise(cosine_schedule(100), x, torch.zeros(2, 3, dtype=torch.long), x[0])
+    with pytest.raises(TypeError, match='integers'): add_noise(cosine_schedule(100), x, torch.zeros(2, 3), x)
+    with pytest.raises(ValueError, match="'eps', 'x0' or 'v'"): convert(cosine_schedule(100), x, torch.zeros(2, 3, dtype=torch.long), x, 'noise', 'x0')
