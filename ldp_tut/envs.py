@@ -161,7 +161,6 @@ def layouts(
     progress: bool = False, # show a bar
 ) -> GridTwin:
     "The rooms that `env.reset(seed=s)` builds, for every seed, as one batch."
-    from tqdm.auto import tqdm
     env = make_env(env_id)
     read = []
     for s in tqdm(seeds, desc='layouts', disable=None if progress else True, leave=False):
@@ -235,7 +234,7 @@ def shortest_plan(
     "The exact shortest action sequence to the goal, keys and doors included: breadth-first search with the twin itself as the transition rule."
     if len(room) != 1: raise ValueError(f'shortest_plan takes one room, got {len(room)}')
     key = lambda t: torch.cat([t.cells.flatten(1), t.pose.to(torch.uint8), t.carrying], 1).numpy()
-    layer, seen, back = room, {key(room)[0].tobytes()}, [[()]]
+    layer, seen = room, {key(room)[0].tobytes()}
     moves = torch.arange(TOGGLE + 1)
     paths = [()]
     while len(layer):

@@ -62,7 +62,6 @@ class WorldModel(nn.Module):
     def __init__(self, config: WorldConfig = WorldConfig()):
         super().__init__()
         self.config, D, Z, C, V = config, config.latent_dim, config.hidden, config.features, sum(VOCABULARY)
-        cells = config.width * config.height
         self.place = nn.Parameter(place_features(config.width, config.height, C))
         self.register_buffer('say', torch.ones(V, 1))
         self.contribute = nn.Linear(V * C, D, bias=False)

@@ -1,0 +1,85 @@
+"The command: JSON keys, exit statuses, one clear sentence for every mistake, nothing overwritten."
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ldp_tut.cli import KEYS, main
+
+SHELL = [sys.executable, '-m', 'ldp_tut.cli']
+
+
+def fails(capsys, line, *words):
+    "The command ends with status 1 and one sentence on stderr that says all the words."
+    assert main(line.split()) == 1
+    out, err = capsys.readouterr()
+    assert err.count('\n') == 1 and err.startswith('ldp-tut '), err
+    for w in words: assert w in err, err
+    assert 'Traceback' not in err and out == ''
+
+
+@pytest.mark.parametrize('command', ['collect', 'train', 'plan', 'eval', 'bench'])
+def test_help_shows_units_and_defaults(command, capsys):
+    with pytest.raises(SystemExit) as e: main([command, '--help'])
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and '--seed' in text and '--json' in text and 'default' in text
+
+
+def test_collect_reports_and_stores(tmp_path, capsys):
+    assert main(f'collect --episodes 8 --out {tmp_path} --json'.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['episodes'] == 8 and report['steps'] > 0 and os.path.isdir(report['shard'])
+
+
+def test_plan_prints_its_keys_and_writes_a_film(tmp_path, capsys):
+    from PIL import Image
+    assert main(f'plan --episodes 2 --gif {tmp_path}/plan.gif --json'.split()) == 0
+    text = capsys.readouterr().out
+    report = json.loads(text)
+    assert text.count('\n') == 1 and list(report)[:len(KEYS)] == list(KEYS)
+    assert report['env'] == 'MiniGrid-FourRooms-v0' and report['episodes'] == 2
+    assert (tmp_path / 'plan.gif').stat().st_size < 500_000
+    with Image.open(tmp_path / 'plan.gif') as film: assert film.n_frames > 10
+    main(f'plan --episodes 2 --gif {tmp_path}/again.gif --json'.split())
+    again = json.loads(capsys.readouterr().out)
+    timing = ('ms_per_plan', 'gif')
+    assert {k: v for k, v in again.items() if k not in timing} == {k: v for k, v in report.items() if k not in timing}
+    assert (tmp_path / 'again.gif').read_bytes() == (tmp_path / 'plan.gif').read_bytes()
+
+
+def test_mistakes(tmp_path, capsys):
+    fails(capsys, 'plan --env MiniGrid-FiveRooms-v0', 'unknown environment id')
+    fails(capsys, 'collect --env CartPole-v1', 'not a MiniGrid environment')
+    fails(capsys, 'plan --env MiniGrid-Empty-8x8-v0', 'plans in MiniGrid-FourRooms-v0', 'not in MiniGrid-Empty-8x8-v0')
+    fails(capsys, 'plan --checkpoint nothing', 'no shipped checkpoint')
+    fails(capsys, f'eval --checkpoint {tmp_path}/none.safetensors', 'no checkpoint at')
+    (tmp_path / 'bad.safetensors').write_bytes(b'\x10\0\0\0\0\0\0\0{"__metadata__')
+    fails(capsys, f'eval --checkpoint {tmp_path}/bad.safetensors', 'damaged or cut off')
+    fails(capsys, f'collect --policy clever --out {tmp_path}/x', 'unknown policy')
+    fails(capsys, f'collect --episodes 0 --out {tmp_path}/x', 'at least 1')
+    fails(capsys, 'eval --episodes 0', 'at least 1')
+    fails(capsys, 'plan --device gpu', 'unknown device')
+    fails(capsys, f'plan --gif {tmp_path}/film.mp4', '.gif')
+
+
+def test_unwritable_output_is_found_before_the_work(tmp_path, capsys):
+    (tmp_path / 'file').write_text('in the way')
+    fails(capsys, f'collect --episodes 2 --out {tmp_path}/file/x', 'cannot write')
+    fails(capsys, f'train --out {tmp_path}/file/x', 'cannot write')
+    fails(capsys, f'plan --gif {tmp_path}/file/plan.gif', 'cannot write')
+    assert (tmp_path / 'file').read_text() == 'in the way'
+
+
+def test_a_damaged_store_is_refused_and_left_alone(tmp_path, capsys):
+    main(f'collect --episodes 4 --out {tmp_path}/data --json'.split()); capsys.readouterr()
+    file = tmp_path / 'data' / 'shard-00000' / 'grid.npy'
+    file.write_bytes(file.read_bytes()[:100])
+    fails(capsys, f'train --episodes 4 --world-steps 1 --steps 1 --out {tmp_path}', 'checksum')
+    assert file.stat().st_size == 100
+
+
+def test_an_unknown_command_exits_non_zero_from_a_shell():
+    run = subprocess.run([*SHELL, 'fly'], capture_output=True, text=True)
+    assert run.returncode != 0

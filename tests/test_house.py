@@ -1,0 +1,131 @@
+"The house rules: one direction of imports, one sampler, one truth in every file."
+import ast
+import configparser
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+try: import tomllib
+except ImportError: import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+NBS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+CHAPTERS = {}
+for path in NBS:
+    text = path.read_text()
+    if found := re.search(r'#\| default_exp (\w+)', text): CHAPTERS[found[1]] = path.name
+LIBRARY = sorted(p for p in (ROOT / 'ldp_tut').glob('*.py') if not p.name.startswith('_'))
+
+
+def imports(tree):
+    "Modules of ldp_tut imported anywhere in a piece of code, inside functions too."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith('ldp_tut.')): yield node.module.split('.')[-1]
+        if isinstance(node, ast.Import): yield from (a.name.split('.')[1] for a in node.names if a.name.startswith('ldp_tut.'))
+
+
+def code(path):
+    cells = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+    return ast.parse('\n'.join(re.sub(r'^[%!].*$', '', c, flags=re.M) for c in cells))
+
+
+@pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
+def test_a_chapter_imports_only_earlier_chapters(path):
+    "The drawing appendix is open to all and imports nothing."
+    for module in imports(code(path)):
+        assert module in CHAPTERS, f'{path.name} imports ldp_tut.{module}, which no notebook makes'
+        if module == 'viz': continue
+        assert CHAPTERS[module] < path.name, f'{path.name} imports {module} from the later chapter {CHAPTERS[module]}'
+
+
+def test_the_drawing_appendix_imports_nothing_of_ours():
+    assert not list(imports(ast.parse((ROOT / 'ldp_tut' / 'viz.py').read_text())))
+
+
+def test_every_module_has_a_notebook():
+    assert {p.stem for p in LIBRARY} == set(CHAPTERS)
+
+
+def test_there_is_one_denoising_loop():
+    "`sample_step` is called by `sample` alone, and nobody else undoes noise: no other library function both reads `alpha_bar` and loops."
+    callers, loops = [], []
+    for path in LIBRARY:
+        for f in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(f, ast.FunctionDef): continue
+            names = {n.id for n in ast.walk(f) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(f) if isinstance(n, ast.Attribute)}
+            called = {n.func.id for n in ast.walk(f) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+            if 'sample_step' in called: callers.append(f'{path.stem}.{f.name}')
+            if 'alpha_bar' in names and any(isinstance(n, (ast.For, ast.While)) for n in ast.walk(f)): loops.append(f'{path.stem}.{f.name}')
+    over_other_things = {'ddpm.convert', 'ddpm.sample_step', 'forcing.forward'}  # the first two check arguments in a loop, the third walks its blocks
+    assert callers == ['ddpm.sample'] and set(loops) <= over_other_things, (callers, loops)
+
+
+def test_settings_ini_agrees_with_pyproject():
+    ini = configparser.ConfigParser(); ini.read(ROOT / 'settings.ini')
+    short, toml = dict(ini['DEFAULT']), tomllib.loads((ROOT / 'pyproject.toml').read_text())
+    nbdev, project = toml['tool']['nbdev'], toml['project']
+    for key in ('lib_name', 'lib_path', 'nbs_path', 'doc_path', 'branch'): assert short[key] == nbdev[key], key
+    assert short['description'] == project['description'] and short['lib_name'] == project['name']
+    assert f"github.com/{short['user']}/{short['repo']}" in nbdev['git_url']
+    assert short['version'] == re.search(r"__version__ = ['\"](.+?)['\"]", (ROOT / 'ldp_tut' / '__init__.py').read_text())[1]
+    assert (ROOT / 'settings.ini').read_text().startswith('# pyproject.toml is canonical')
+
+
+def test_runtime_requirements_have_lower_bounds_only():
+    toml = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    for need in toml['dependencies']: assert re.fullmatch(r'[\w-]+>=[\d.]+', need), need
+
+
+def test_the_readme_is_the_index_notebook():
+    run = subprocess.run(['python3', str(ROOT / '.ci' / 'readme.py'), '--check'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_links_from_nbs_are_links():
+    for name, target in (('_quarto.yml', '../_quarto.yml'), ('figs', '../figs'), ('references.bib', '../references.bib')):
+        link = ROOT / 'nbs' / name
+        assert link.is_symlink() and link.readlink() == Path(target) and link.exists()
+
+
+@pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
+def test_pages_are_well_formed(path):
+    "Links lead somewhere, pictures have alt text, labels are unique, citations exist, fences close, outputs are published and small."
+    book = json.loads(path.read_text())
+    prose = '\n\n'.join(''.join(c['source']) for c in book['cells'] if c['cell_type'] == 'markdown')
+    source = '\n'.join(''.join(c['source']) for c in book['cells'] if c['cell_type'] == 'code')
+    for target in re.findall(r'\]\(([^)#\s]+)\)', prose):
+        if not target.startswith('http'): assert ((path.parent if path.name != 'index.ipynb' else ROOT) / target).exists(), target
+    labels = re.findall(r'\{#((?:eq|fig|tbl)-[\w-]+)\}', prose) + re.findall(r'#\| label: (\S+)', source)
+    assert len(labels) == len(set(labels)), labels
+    assert source.count('#| label: fig-') == source.count('#| fig-alt:') == source.count('#| fig-cap:')
+    bib = (ROOT / 'references.bib').read_text()
+    for ref in re.findall(r'@([a-zA-Z][\w-]*)', re.sub(r'```.*?```|`[^`]*`', '', prose, flags=re.S)):
+        assert ref in labels if ref.startswith(('eq-', 'fig-')) else f'{{{ref},' in bib, ref
+    assert prose.count('```') % 2 == 0 and prose.count(':::') % 2 == 0
+    assert path.stat().st_size < 2_000_000
+    if path.name != 'index.ipynb': assert any(c.get('outputs') for c in book['cells'])
+
+
+def test_published_outputs_are_not_smoke():
+    for path in NBS: assert 'smoke budget' not in path.read_text(), path.name
+
+
+def test_shipped_checkpoints_are_small_and_say_where_they_come_from():
+    found = sorted((ROOT / 'ldp_tut' / 'checkpoints').glob('*.safetensors'))
+    assert found
+    for path in found:
+        card = json.loads(path.with_suffix('.json').read_text())
+        assert path.stat().st_size <= 10e6 and not any(p.suffix in ('.pt', '.pkl', '.pth', '.bin') for p in path.parent.iterdir())
+        assert card['command'].startswith('ldp-tut train') and card['recipe']['seed'] is not None and card['commit'] and card['data']['steps'] > 0
+
+
+def test_no_other_host_or_machine_is_named():
+    files = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.split('\n')
+    for name in filter(None, files):
+        path = ROOT / name
+        if path.suffix in ('.ipynb', '.py', '.md', '.toml', '.yml', '.ini', '.txt', '.cff') and path.is_file() and path != Path(__file__).resolve():
+            text = path.read_text()
+            assert not re.search(r'/(root|home)/\w|/tmp/\w|/work/', text), f'{name} names a path of a machine'
