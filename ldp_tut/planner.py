@@ -507,7 +507,7 @@ def judge_plan(
     return dict(pose=pose, ok=ok, counts=counts, single=counts & (gap == 1),
                 at_goal=(end[:, 0] * cells.shape[2] + end[:, 1]) == goal)
 
-# %% ../nbs/12_planner.ipynb #84ad74ff
+# %% ../nbs/12_planner.ipynb #c62e616d
 def evaluate(
     agent: PlannerAgent,
     episodes: int = 64,
@@ -563,7 +563,7 @@ def evaluate(
                 lawful_rate=single_ok / max(1, single_all), reachable_rate=reach_ok / max(1, reach_all), plans=plans,
                 ms_per_plan=1000 * seconds / max(1, plans), rows=rows, walks=walks)
 
-# %% ../nbs/12_planner.ipynb #d2e6ef86
+# %% ../nbs/12_planner.ipynb #827a0db2
 def film_episode(
     agent: PlannerAgent,
     seed: int,             # of `env.reset`
@@ -596,7 +596,7 @@ def film_episode(
                                [f'plan: goal in {n:.0f} steps', f'step {step}: ' + ('goal reached' if reward > 0 else 'not solved')]))
     return frames
 
-# %% ../nbs/12_planner.ipynb #5b8bcdfc
+# %% ../nbs/12_planner.ipynb #78acac58
 @dataclass(frozen=True)
 class Recipe:
     "Everything that makes a planner from nothing."
@@ -614,7 +614,7 @@ class Recipe:
     seed: int = 0
     precision: str = 'bf16'
 
-# %% ../nbs/12_planner.ipynb #6e3328d1
+# %% ../nbs/12_planner.ipynb #5ec69dc0
 def train_planner(
     recipe: Recipe,
     out,                       # folder for data, resumable runs and the finished checkpoint
