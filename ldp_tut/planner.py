@@ -151,11 +151,14 @@ def planner_batches(
     latents: Latents,
     size: int = 256,                  # samples in a batch
     longest: int = 48,                # the far token lies at most this many steps ahead
-    tokens: tuple = (12, 12, 12, 6),  # numbers of tokens, one drawn per batch
+    tokens: tuple = (12, 12, 12, 6),  # numbers of tokens, one drawn per batch, in the first part of training
+    later: tuple = (2, 2, 12, 6),     # and from step `switch` on: the two-token plans of the search as well
+    switch: int = 0,
 ) -> Callable:                        # (step, generator) -> batch for `planner_loss`
     "Windows with random time offsets: a context token now, some between, one far."
     def make(step, generator):
-        H = tokens[int(torch.randint(0, len(tokens), (1,), generator=generator))]
+        lengths = tokens if step < switch else later
+        H = lengths[int(torch.randint(0, len(lengths), (1,), generator=generator))]
         episode, start = windows.draw(size * 12 // max(H, 6), generator)
         offsets = random_offsets(len(episode), H, longest, generator)
         t = windows.tokens(episode, start, offsets)
@@ -196,8 +199,9 @@ class PlanConfig:
     scale: float = 3.         # guidance scale; 0 plans without looking for reward
     limit: float = 1.         # trust region of the guide, in posterior standard deviations
     eta: float = 0.5          # noise kept while sampling: 0 DDIM, 1 DDPM
-    believe: float = 0.5      # reward probability at which a far token counts as reached
-    doubt: tuple = (0.4, 0.6)  # noise levels, as shares of K, at which the far token must convince the reward head
+    believe: float = 0.9      # the nearest horizon this close, as a share, to the most credible one wins
+    trust: float = 0.5        # reward probability above which the next plan starts from this one's horizon
+    doubt: tuple = (0.5, 0.7)  # noise levels, as shares of K, at which the far token must convince the reward head
     replan: int = 1           # steps executed before planning again
     window: tuple = (-4, -3, -2, -1, 0, 1, 2, 4, 8)  # after a believed plan: horizons tried next, relative to what is left of it
     coarse: tuple = (2, 4, 7, 11, 16, 22, 29, 36, 44)  # after a plan nobody believed: as many, spread out
@@ -242,6 +246,10 @@ class FarFuturePlanner:
     The board leads with its right edge. While the tokens between are pure noise they tell the far one nothing, so they are left out
     until it is clean: that makes it cheap to try many horizons and many candidates, and to keep the nearest future that is believed."""
     def __init__(self, model: PlannerModel, config: PlanConfig = PlanConfig()):
+        for name in ('far_iterations', 'iterations', 'candidates', 'replan'):
+            if getattr(config, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(config, name)}')
+        if max(config.far_iterations, config.iterations) > model.schedule.K:
+            raise ValueError(f'{max(config.far_iterations, config.iterations)} iterations are more than the {model.schedule.K} trained levels')
         self.model, self.config = model.eval(), config
 
     @property
@@ -252,7 +260,7 @@ class FarFuturePlanner:
 # %% ../nbs/12_planner.ipynb #fa18868c
 @patch
 def far_tokens(self: FarFuturePlanner, z0, scene, far, noise):
-    "Denoise one far token per row: z0 [N, D], far [N] steps, noise [M+1, N, D] -> token [N, D], reward probability [N], all iterations."
+    "Denoise one far token per row: z0 [N, D], far [N] steps, noise [M+1+doubts, N, D] -> token [N, D], reward probability [N], all iterations."
     c, schedule = self.config, self.model.schedule
     board = context_board(full_board(1, schedule.K, c.far_iterations))
     guide = Limited(HeadGuide('reward', -1, c.scale), schedule, c.limit) if c.scale else None
@@ -260,9 +268,9 @@ def far_tokens(self: FarFuturePlanner, z0, scene, far, noise):
     x = torch.stack([z0, noise[0]], 1)
     pad = torch.zeros_like(z0)
     states = list(sample(self._denoise(scene), x, board, times, schedule=schedule, guide=guide, eta=c.eta,
-                         noise=[torch.stack([pad, n], 1) for n in noise[1:]]))
+                         noise=[torch.stack([pad, n], 1) for n in noise[1:c.far_iterations + 1]]))
     z = states[-1].x[:, -1]
-    return z, self.belief(z0, z, times, scene, noise), [(board[s.m], s.prediction.x0.detach()) for s in states[1:]]
+    return z, self.belief(z0, z, times, scene, noise[-len(c.doubt):]), [(board[s.m], s.prediction.x0.detach()) for s in states[1:]]
 
 # %% ../nbs/12_planner.ipynb #7d1856b2
 @patch
@@ -275,7 +283,7 @@ def belief(self: FarFuturePlanner, z0, z, times, scene, noise):
     for j, share in enumerate(c.doubt):
         k = torch.zeros(len(z), 2, dtype=torch.long, device=z.device)
         k[:, 1] = int(share * schedule.K)
-        x = torch.stack([z0, add_noise(schedule, z, k[:, 1], noise[j % len(noise)])], 1)
+        x = torch.stack([z0, add_noise(schedule, z, k[:, 1], noise[j])], 1)
         total = total + self.model(x, k, times, scene).heads['reward'][:, -1, 0].sigmoid()
     return total / len(c.doubt)
 
@@ -295,7 +303,7 @@ def plan(self: FarFuturePlanner,
     R = R.expand(B, -1) if R.ndim == 1 else R
     C, F_, N = c.candidates, c.far_iterations, R.shape[1]
     z0, scene = model.world.encode(obs), model.observe(obs)
-    noise = seeded_noise(seeds, F_ + 1, N * C, D).to(dev)
+    noise = seeded_noise(seeds, F_ + 1 + len(c.doubt), N * C, D).to(dev)  # the last rows are for doubting
     spread = lambda t: t.repeat_interleave(N * C, 0)
     far, reward, states = self.far_tokens(spread(z0), scene, R.repeat_interleave(C, 1).flatten(), rearrange(noise, 'b m n d -> m (b n) d'))
     reward, best = reward.view(B, N, C).max(-1)   # the best candidate of each horizon
@@ -312,9 +320,8 @@ def plan(self: FarFuturePlanner,
 def choose(self: FarFuturePlanner,
     reward: torch.Tensor,  # [B, R] belief for each horizon, near to far
 ) -> torch.Tensor:         # int64 [B]
-    "The nearest horizon whose reward is believed, or the most believed one where none is."
-    believed = reward >= self.config.believe
-    return torch.where(believed.any(1), believed.int().argmax(1), reward.argmax(1))
+    "The nearest horizon that is almost as credible as the most credible one."
+    return (reward >= self.config.believe * reward.max(1, keepdim=True).values).int().argmax(1)
 
 # %% ../nbs/12_planner.ipynb #557fd57b
 @patch
@@ -324,7 +331,7 @@ def settle(self: FarFuturePlanner, z0, scene, n, z_far, reward, seeds, film=Fals
     times = between_times(n, c.tokens).to(z0)
     H, at = times.shape[1], (times == n[:, None]).int().argmax(1)
     i = torch.arange(B, device=z0.device)
-    noise = seeded_noise([s + 1 for s in seeds], c.iterations + 1, H, D).to(z0).transpose(0, 1)
+    noise = seeded_noise([s ^ (1 << 61) for s in seeds], c.iterations + 1, H, D).to(z0).transpose(0, 1)
     x = noise[0].clone()
     x[:, 0], x[i, at] = z0, z_far
     board = full_board(H, model.schedule.K, c.iterations)[:, None].repeat(1, B, 1)
@@ -389,7 +396,7 @@ def horizons(self: PlannerAgent):
     c, i = self.config, torch.arange(len(self.plan.at))
     left = self.plan.times[i, self.plan.at].long() - self.since
     near = (left[:, None] + torch.tensor(c.window)).clamp(1, self.planner.model.config.longest)
-    return torch.where((self.plan.reward >= c.believe)[:, None], near, torch.tensor(c.coarse))
+    return torch.where((self.plan.reward >= c.trust)[:, None], near, torch.tensor(c.coarse))
 
 @patch
 def act_batch(self: PlannerAgent,
@@ -431,7 +438,7 @@ def save_agent(
 ):
     "A planner as one file: half-precision weights, with configurations and card in its header and in a JSON beside it."
     tensors = {n: t.half() if t.dtype == torch.float32 else t for n, t in agent.planner.model.state_dict().items()}
-    card = dict(kind='far-future planner', env_id=agent.env_id, model=asdict(agent.planner.model.config), plan=asdict(agent.config), **card)
+    card = {**card, 'kind': 'far-future planner', 'env_id': agent.env_id, 'model': asdict(agent.planner.model.config), 'plan': asdict(agent.config)}
     return save_checkpoint(path, tensors, card)
 
 # %% ../nbs/12_planner.ipynb #3f12342a
@@ -643,7 +650,7 @@ def train_planner(
     world = fit(model.world, world_loss, batches, TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', **kw)
     model.world.freeze().cpu()
     latents = Latents(model.world, windows, progress=progress)
-    run = fit(model, planner_loss, planner_batches(windows, latents, r.batch, r.longest),
+    run = fit(model, planner_loss, planner_batches(windows, latents, r.batch, r.longest, switch=int(0.75 * r.steps)),
               TrainConfig(steps=r.steps, lr=r.lr, seed=r.seed, precision=r.precision), out / 'planner.safetensors', **kw)
     agent = PlannerAgent(model.eval(), plan)
     agent.card = dict(recipe=asdict(r), data=dict(episodes=len(windows), steps=int(windows.length.sum()), policy=r.policy, success=float(windows.success.mean())),

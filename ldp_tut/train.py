@@ -122,17 +122,17 @@ def load_checkpoint(
         raise CheckpointError(f'{path} is damaged or cut off ({e}); delete it and train or download it again') from e
 
 # %% ../nbs/06_training.ipynb #b4fa69f0
-def _save_run(path, model, ema, optimiser, config, step):
+def _save_run(path, model, ema, optimiser, config, step, seconds):
     tensors = {f'model.{n}': p for n, p in model.state_dict().items()} | {f'ema.{n}': p.clone() for n, p in ema.average.items()}
     for i, state in optimiser.state_dict()['state'].items():
         tensors |= {f'optimiser.{i}.{n}': t if isinstance(t, torch.Tensor) else torch.tensor(t) for n, t in state.items()}
-    save_checkpoint(path, {n: t.clone() for n, t in tensors.items()}, dict(kind='training run', step=step, ema_steps=ema.steps, config=asdict(config)))
+    save_checkpoint(path, {n: t.clone() for n, t in tensors.items()}, dict(kind='training run', step=step, seconds=seconds, ema_steps=ema.steps, config=asdict(config)))
 
 # %% ../nbs/06_training.ipynb #ad0c2d08
 def _resume(path, model, ema, optimiser, config):
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'training run': raise CheckpointError(f'{path} is not a training run that can be resumed (it is a {card.get("kind")!r})')
-    for name in ('seed', 'lr', 'steps', 'warmup'):
+    for name in ('seed', 'lr', 'steps', 'warmup', 'final_lr', 'weight_decay', 'clip', 'ema', 'precision'):
         if card['config'][name] != getattr(config, name):
             raise CheckpointError(f"{path} was trained with {name}={card['config'][name]}, not {getattr(config, name)}: choose another path or the same setting")
     part = lambda prefix: {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}
@@ -142,7 +142,7 @@ def _resume(path, model, ema, optimiser, config):
     state = {}
     for n, t in part('optimiser.').items(): i, _, name = n.partition('.'); state.setdefault(int(i), {})[name] = t
     optimiser.load_state_dict({'state': state, 'param_groups': optimiser.state_dict()['param_groups']})
-    return card['step']
+    return card['step'], card.get('seconds', 0.)
 
 # %% ../nbs/06_training.ipynb #9beb86f8
 class NonFiniteLoss(RuntimeError):
@@ -199,8 +199,8 @@ def fit(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')  # ours: accelerate fixes its own once per process
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    ema, start, path = EMA(model, config.ema), 0, Path(path) if path else None
-    if path and path.exists(): start = _resume(path, model, ema, optimiser, config)
+    ema, start, before, path = EMA(model, config.ema), 0, 0., Path(path) if path else None
+    if path and path.exists(): start, before = _resume(path, model, ema, optimiser, config)
     loss_fn, run, saved = torch.compile(loss_fn) if config.compile else loss_fn, Run(model), start
     end, began = min(config.steps, stop_at or config.steps), time.perf_counter()
     bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train', mininterval=1., dynamic_ncols=True,
@@ -215,7 +215,7 @@ def fit(
         run.history.append(dict(step=step, lr=learning_rate(step, config), seconds=time.perf_counter() - began, **parts))
         if step % 10 == 0: bar.set_postfix(loss=f"{parts['loss']:.4f}")
         if path and accelerator.is_main_process and ((step + 1) % config.save_every == 0 or step + 1 == end):
-            _save_run(path, model, ema, optimiser, config, step + 1); saved = step + 1
+            _save_run(path, model, ema, optimiser, config, step + 1, before + time.perf_counter() - began); saved = step + 1
     ema.copy_to(model)
-    run.seconds = time.perf_counter() - began
+    run.seconds = before + time.perf_counter() - began
     return run
