@@ -116,12 +116,12 @@ def pin(
     columns,              # columns to hold clean: an int (that many on the left), a list, or a bool mask [H]
 ) -> torch.Tensor:        # int64 [M+1, H]
     "Hold columns at level 0 throughout: context tokens, goals to in-paint. Raises `ValueError` for a column that is not there."
-    H, out = board.shape[1], board.clone()
+    H, out = board.shape[-1], board.clone()
     if isinstance(columns, int): columns = range(columns)
     if isinstance(columns, torch.Tensor) and columns.dtype == torch.bool: columns = columns.nonzero()[:, 0].tolist()
     for j in columns:
         if not -H <= j < H: raise ValueError(f'cannot pin column {j} of a board of {H} columns')
-        out[:, j] = 0
+        out[..., j] = 0
     return out
 
 def context_board(

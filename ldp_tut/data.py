@@ -139,7 +139,7 @@ def append(self: TrajectoryStore,
     have = self.shards()
     if have and (old := self._card(have[0])['env_id']) != card['env_id']:
         raise StoreError(f'{self.path} holds {old}, not {card["env_id"]}: choose another folder')
-    name = f'shard-{len(have):05d}'
+    name = f'shard-{int(have[-1].name.split("-")[1]) + 1 if have else 0:05d}'
     part = self.path / f'{name}.part'
     try:
         part.mkdir(parents=True, exist_ok=True)
@@ -261,10 +261,10 @@ def draw(self: Windows, batch: int, generator: torch.Generator) -> tuple:
 def random_offsets(
     batch: int,               # samples
     tokens: int,              # H: one at offset 0 and H - 1 in the future
-    longest: int,             # the far token lies 1 .. longest steps ahead
+    longest: int,             # the far token lies max(1, tokens // 2) .. longest steps ahead
     generator: torch.Generator,
 ) -> np.ndarray:              # int [batch, tokens], strictly rising, starting at 0
-    "Random times: the far token in 1..longest (nearer ones more often), the ones between a random subset, near steps preferred; short plans run on past the far token."
+    "Random times: the far token in tokens/2 .. longest (nearer ones more often), the ones between a random subset, near steps preferred; short plans run on past the far token."
     least = max(1, tokens // 2)
     far = least + ((longest + 1 - least) * torch.rand(batch, 1, generator=generator) ** 1.5).long()
     grid = torch.arange(1, longest + tokens)[None]

@@ -143,9 +143,9 @@ def fused_snr_weight(
     gamma: float = 5.,      # the clip
     decay: float = 0.9,     # how fast what an earlier token tells is forgotten
 ) -> torch.Tensor:          # float [B, H]
-    """Chen et al. 2024 (Diffusion Forcing), appendix: a token also learns from the signal of the tokens before it.
+    """After Chen et al. 2024 (Diffusion Forcing): a token also learns from the signal of the tokens before it.
 
-    Accumulate first, then shift by one, so that a token does not count its own signal twice."""
+    The average starts at zero (the published code starts it at the first token's). Accumulate first, then shift by one, so that a token does not count its own signal twice."""
     if k.ndim != 2: raise ValueError(f'fused weights need levels [B, H], got {list(k.shape)}')
     snr = schedule.snr(k.clamp(min=1))
     own = snr.clamp(max=gamma) / gamma

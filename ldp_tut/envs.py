@@ -195,7 +195,7 @@ def distance_to(
         best = torch.minimum(best, dist)
         if torch.equal(best, dist): break
         dist = best
-    return dist.clamp_(max=FAR)
+    return dist.masked_fill_(~free[:, None], FAR).clamp_(max=FAR)  # nobody stands in a wall
 
 # %% ../nbs/04_envs.ipynb #7900f90e
 def goal_cell(
@@ -219,7 +219,7 @@ def steer(
     fx, fy = x + STEP_X[d], y + STEP_Y[d]
     shut = (cells[i, fx, fy, 0] == DOOR) & (cells[i, fx, fy, 2] == CLOSED)
     obj = cells[i, fx, fy, 0]
-    free = (obj == EMPTY) | (obj == FLOOR) | (obj == GOAL) | (obj == DOOR)
+    free = (obj == EMPTY) | (obj == FLOOR) | (obj == GOAL) | ((obj == DOOR) & (cells[i, fx, fy, 2] != LOCKED))
     ahead = torch.where(free, distance[i, d, fx, fy].float() + shut, float(FAR))
     score = torch.stack([distance[i, (d - 1) % 4, x, y].float(), distance[i, (d + 1) % 4, x, y].float(), ahead], -1)
     score = score + (torch.tensor([.2, .1, 0.]) if noise is None else noise * .5)

@@ -64,7 +64,7 @@ def attend(
     k: torch.Tensor,  # [B, heads, S, d]
     v: torch.Tensor,  # [B, heads, S, d]
 ) -> torch.Tensor:    # [B, T, heads * d]
-    "Plain attention. On a CPU the fused kernel is two to nine times slower for a dozen tokens (see the timing below), so it is written out there."
+    "Plain attention. On a CPU the fused kernel is slower for a dozen tokens (the training chapter times it), so it is written out there."
     if q.device.type == 'cpu': out = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1) @ v
     else: out = F.scaled_dot_product_attention(q, k, v)
     return rearrange(out, 'b h t d -> b t (h d)')

@@ -1,4 +1,4 @@
-"""A world model must predict reward anyway. Its gradient is a compass we get for free.
+"""Whoever can tell reward from no reward has a compass: the gradient.
 
 Docs: https://ldp-tut.github.io/ldp_tut/guidance.html.md"""
 
@@ -22,7 +22,7 @@ class ClassifierGuide:
     The score is *summed* over the batch, so one sample's push does not depend on how many others there are."""
     def __init__(self,
         log_prob: Callable,   # (x, k, times, prediction) -> [B], or any shape whose leading axis is B
-        scale: float = 1.,    # 1 samples the conditional; more sharpens it, and is no longer a sample of any tilted density
+        scale: float = 1.,    # 1 samples the conditional; more sharpens it, and is no longer a sample of p(x) p(y|x)^scale
     ):
         self.log_prob, self.scale = log_prob, scale
 

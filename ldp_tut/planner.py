@@ -88,6 +88,7 @@ class Scene(NamedTuple):
     memory: list             # keys and values of the scene tokens, for every block
     cells: torch.Tensor      # [b, W*H, Z], what the world model made of each cell
     local: torch.Tensor      # [b, W*H, F], each cell's neighbourhood, column and row
+    goal: torch.Tensor       # [b, Z], the cell of the goal
 
 # %% ../nbs/12_planner.ipynb #1f94601a
 class PlannerModel(nn.Module):
@@ -118,7 +119,8 @@ def observe(self: PlannerModel,
     picture = rearrange(one_hot_cells(scene), 'b (w h) v -> b v w h', w=scene.shape[1])
     local = F.gelu(rearrange(self.nearby(picture), 'b f w h -> b (w h) f'))
     with torch.no_grad(): cells, _ = self.world.look(scene)
-    return Scene(self.denoiser.remember(self.scene(scene)), cells, torch.cat([local, self.where.expand(len(scene), -1, -1).to(local)], -1))
+    return Scene(self.denoiser.remember(self.scene(scene)), cells, torch.cat([local, self.where.expand(len(scene), -1, -1).to(local)], -1),
+                 torch.einsum('bn,bnz->bz', (scene[..., 0] == GOAL).flatten(1).to(cells), cells))
 
 @patch
 def ground(self: PlannerModel, x, scene: Scene):
@@ -192,14 +194,14 @@ def planner_loss(
 class PlanConfig:
     "How to plan with trained networks."
     horizons: tuple = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 22, 24, 27, 30, 33, 36, 40, 44, 48)  # candidate distances of the far token, in steps
-    candidates: int = 4       # far tokens tried per horizon
+    candidates: int = 6       # far tokens tried per horizon
     far_iterations: int = 8   # sampler iterations that only move the far token
     iterations: int = 8       # sampler iterations that settle the tokens between
     tokens: int = 10          # tokens between now and the far one, at most
     scale: float = 3.         # guidance scale; 0 plans without looking for reward
     limit: float = 1.         # trust region of the guide, in posterior standard deviations
     eta: float = 0.5          # noise kept while sampling: 0 DDIM, 1 DDPM
-    believe: float = 0.9      # the nearest horizon this close, as a share, to the most credible one wins
+    believe: float = 0.8      # the nearest horizon this close, as a share, to the most credible one wins
     trust: float = 0.5        # reward probability above which the next plan starts from this one's horizon
     doubt: tuple = (0.5, 0.7)  # noise levels, as shares of K, at which the far token must convince the reward head
     replan: int = 1           # steps executed before planning again
@@ -227,7 +229,7 @@ def between_times(
     far: torch.Tensor,   # int64 [B]: steps to the far token
     tokens: int,         # tokens between at most
 ) -> torch.Tensor:       # float [B, tokens + 2]
-    "Offsets of a plan: now, single steps first and then ever longer strides, the far token; a short plan runs on past its far token."
+    "Offsets of a plan: now, single steps first, then equal strides, the far token; a short plan runs on past its far token."
     rows = []
     for n in far.tolist():
         inner = [t for t in range(1, n)]
@@ -276,7 +278,7 @@ def far_tokens(self: FarFuturePlanner, z0, scene, far, noise):
 @patch
 @torch.no_grad()
 def belief(self: FarFuturePlanner, z0, z, times, scene, noise):
-    """Probability of reward at the far token, asked *after noising it again* to a few levels.
+    """Probability of reward at the far token: is it at the goal (does the decoder see it there), and could it be (asked *under noise*)?
 
     A clean token pushed to the goal always looks rewarded. Under noise the head must weigh what it sees against what can be reached from here by then."""
     c, schedule, total = self.config, self.model.schedule, 0.
@@ -285,7 +287,8 @@ def belief(self: FarFuturePlanner, z0, z, times, scene, noise):
         k[:, 1] = int(share * schedule.K)
         x = torch.stack([z0, add_noise(schedule, z, k[:, 1], noise[j])], 1)
         total = total + self.model(x, k, times, scene).heads['reward'][:, -1, 0].sigmoid()
-    return total / len(c.doubt)
+    arrived = self.model.world.agent_chance(rearrange(z, '(b n) d -> b n d', b=len(scene.goal)), scene.goal).flatten()
+    return arrived * total / len(c.doubt)
 
 # %% ../nbs/12_planner.ipynb #2bfd0e99
 @patch
@@ -487,7 +490,7 @@ def lawful(
     later: torch.Tensor,    # int64 [N, 3]
     gap: torch.Tensor,      # int64 [N], steps between them
 ) -> torch.Tensor:          # bool [N]
-    "Whether the rules allow to be at `later` within `gap` steps of `pose`, by exact distances."
+    "Whether the rules allow to be at `later` within `gap` steps of `pose`, by exact distances. Standing still is lawful: a step against a wall does that."
     d = distance_to(cells, later)
     return d[torch.arange(len(pose)), pose[:, 2], pose[:, 0], pose[:, 1]] <= gap
 
@@ -650,7 +653,7 @@ def train_planner(
     world = fit(model.world, world_loss, batches, TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', **kw)
     model.world.freeze().cpu()
     latents = Latents(model.world, windows, progress=progress)
-    run = fit(model, planner_loss, planner_batches(windows, latents, r.batch, r.longest, switch=int(0.75 * r.steps)),
+    run = fit(model, planner_loss, planner_batches(windows, latents, r.batch, r.longest, switch=int(0.8125 * r.steps)),
               TrainConfig(steps=r.steps, lr=r.lr, seed=r.seed, precision=r.precision), out / 'planner.safetensors', **kw)
     agent = PlannerAgent(model.eval(), plan)
     agent.card = dict(recipe=asdict(r), data=dict(episodes=len(windows), steps=int(windows.length.sum()), policy=r.policy, success=float(windows.success.mean())),

@@ -82,6 +82,7 @@ def pick_device(
     try: device = torch.device(name)
     except RuntimeError: raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or mps") from None
     here = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()).get(device.type, False)
+    if device.type == 'cuda' and device.index is not None: here = here and device.index < torch.cuda.device_count()
     if not here: raise ValueError(f'device {name!r} is not available on this machine; use auto or cpu')
     return device
 
@@ -197,6 +198,7 @@ def fit(
     precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
     accelerator = Accelerator(cpu=device.type == 'cpu')
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')  # ours: accelerate fixes its own once per process
+    if accelerator.device.type != device.type: raise ValueError(f'this process has already trained on {accelerator.device}; start a new one to train on {device}')
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     ema, start, before, path = EMA(model, config.ema), 0, 0., Path(path) if path else None

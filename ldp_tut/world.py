@@ -116,7 +116,7 @@ def decode(self: WorldModel,
     question = rearrange(self.query(z), 'b h (v z) -> b (h v) z', v=V + 2)
     answer = rearrange(question @ seen[0].transpose(1, 2), 'b (h v) n -> b h n v', v=V + 2)
     out = answer / self.config.hidden ** 0.5 + self.static(seen[0])[:, None]
-    votes = torch.logsumexp(out[..., V:], dim=-2) - 5.9  # log 361: no vote is no reward
+    votes = torch.logsumexp(out[..., V:], dim=-2) - 5.9  # about log(cells): start near even odds on a 19 x 19 grid
     return out[..., :V], votes[..., 0], votes[..., 1]
 
 # %% ../nbs/11_world_model.ipynb #573cf85b
@@ -124,7 +124,7 @@ def decode(self: WorldModel,
 def find_agent(self: WorldModel,
     z: torch.Tensor,      # [B, H, D]
     cells: torch.Tensor,  # [B, W*H, Z] from `look`
-) -> tuple:               # [B, H, W*H] probability of each cell, [B, H, 4] of each direction
+) -> tuple:               # [B, H, W*H] share of each cell, [B, H, 4] of each direction (softmax over cells: cheap, not calibrated)
     "Where a token sees the agent: the decoder's answers to one question, cheaper than a whole frame."
     V, first = sum(VOCABULARY), sum(VOCABULARY[:2])
     question = rearrange(self.query(z), 'b h (v z) -> b h v z', v=V + 2)
@@ -132,6 +132,17 @@ def find_agent(self: WorldModel,
     where = ask(AGENT).softmax(-1)
     way = torch.stack([(where * ask(first + d)).sum(-1) for d in range(4)], -1).softmax(-1)
     return where, way
+
+@patch
+def agent_chance(self: WorldModel,
+    z: torch.Tensor,      # [B, H, D]
+    cell: torch.Tensor,   # [B, Z]: one cell's features from `look`
+) -> torch.Tensor:        # [B, H], in [0, 1]
+    "The decoder's probability that a token has the agent in a given cell, without decoding the rest of the frame."
+    n = VOCABULARY[0]
+    question = rearrange(self.query(z), 'b h (v z) -> b h v z', v=sum(VOCABULARY) + 2)[:, :, :n]
+    logits = torch.einsum('bhvz,bz->bhv', question, cell) / self.config.hidden ** 0.5 + (cell @ self.static.weight[:n].T + self.static.bias[:n])[:, None]
+    return logits.softmax(-1)[..., AGENT]
 
 # %% ../nbs/11_world_model.ipynb #c77f2d17
 @patch
