@@ -55,6 +55,7 @@ def draw_room(
     big = Image.fromarray(image.astype(np.uint8)).resize((W * size, H * size), Image.NEAREST)
     draw = ImageDraw.Draw(big)
     centre = lambda x, y: ((x + .5) * size, (y + .5) * size)
+    for x, y in np.argwhere(cells[..., 0] == 8): draw.rectangle([x * size, y * size, (x + 1) * size - 1, (y + 1) * size - 1], outline=rgb(GREEN), width=max(1, size // 7))  # seen under a plan, too
     if walk is not None and len(walk) > 1: draw.line([centre(*p) for p in walk], fill=rgb(BLUE), width=max(2, size // 5), joint='curve')
     if pose is not None:
         x, y, d = map(int, pose)
