@@ -8,7 +8,7 @@ import pytest
 
 from ldp_tut.cli import KEYS, main
 
-SHELL = [sys.executable, '-m', 'ldp_tut.cli']
+SHELL = [sys.executable, '-c', 'import sys; from ldp_tut.cli import main; sys.exit(main())']  # what the installed command does
 
 
 def fails(capsys, line, *words):
