@@ -615,7 +615,7 @@ class Recipe:
     episodes: int = 20_000       # layouts 0 .. episodes-1
     world_steps: int = 2000
     world_lr: float = 5e-3
-    steps: int = 8000
+    steps: int = 12000
     lr: float = 1.5e-3
     batch: int = 256
     width: int = 128
