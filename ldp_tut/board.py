@@ -6,16 +6,23 @@ Docs: https://ldp-tut.github.io/ldp_tut/notation.html.md"""
 
 # %% auto #0
 __all__ = ['BOARDS', 'ramp', 'draw_board', 'full_board', 'autoregressive_board', 'pyramid_board', 'far_first_board',
-           'ends_first_board', 'trapezoid_board', 'pin', 'context_board', 'check_board', 'Budget', 'Stamp']
+           'ends_first_board', 'trapezoid_board', 'pin', 'context_board', 'check_board', 'edm_sigma', 'flow_time',
+           'Budget', 'Stamp', 'asset']
 
 # %% ../nbs/00_notation.ipynb #3eba6b71
 import os
 import time
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 
 import torch
 
 # %% ../nbs/00_notation.ipynb #6bd7b6d5
+def _sizes(H, K, M):
+    for name, value in dict(H=H, K=K, M=M).items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1: raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')
+
 def ramp(
     start: torch.Tensor,  # float [H]: iteration at which each token begins to denoise
     stop: torch.Tensor,   # float [H]: iteration at which it is clean
@@ -23,6 +30,9 @@ def ramp(
     M: int,               # sampler iterations
 ) -> torch.Tensor:        # int64 board [M+1, H]
     "The board whose column j falls linearly from K at `start[j]` to 0 at `stop[j]`. Every named board is a choice of these two."
+    if start.shape != stop.shape or start.ndim != 1: raise ValueError(f'start and stop must be [H], one number per token, got {list(start.shape)} and {list(stop.shape)}')
+    if not (stop > start).all(): raise ValueError('every token must stop after it starts')
+    _sizes(len(start), K, M)
     m = torch.arange(M + 1, dtype=torch.float64)[:, None]
     done = ((m - start.double()) / (stop.double() - start.double())).clamp(0, 1)
     return (K * (1 - done)).round().long()
@@ -35,16 +45,13 @@ def draw_board(
 ):                        # the axes
     "A board as shades: columns are environment time, rows sampler iterations, dark is noise."
     import matplotlib.pyplot as plt
+    if not isinstance(board, torch.Tensor) or board.ndim != 2: raise ValueError(f'board must be an integer tensor [M+1, H], got {list(getattr(board, "shape", [])) or type(board).__name__}')
     ax = ax or plt.subplots(figsize=(2.2, 2.2))[1]
     ax.imshow(board, cmap='cividis_r', vmin=0, aspect='auto', interpolation='nearest')
     ax.set(title=title, xlabel='token (now → future)', ylabel='iteration ↓', xticks=[], yticks=[])
     return ax
 
 # %% ../nbs/00_notation.ipynb #e986933f
-def _sizes(H, K, M):
-    for name, value in dict(H=H, K=K, M=M).items():
-        if not isinstance(value, int) or value < 1: raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')
-
 def _lagged(lag, K, M, lead):
     "Columns delayed in proportion to `lag` in [0, 1]; `lead` is the share of the iterations the last to start waits for."
     if not 0 <= lead < 1: raise ValueError(f'lead must be in [0, 1), got {lead}: it is a share of the iterations')
@@ -110,12 +117,13 @@ def trapezoid_board(H: int, K: int, M: int,
 BOARDS = dict(full=full_board, autoregressive=autoregressive_board, pyramid=pyramid_board,
               far_first=far_first_board, ends_first=ends_first_board, trapezoid=trapezoid_board)
 
-# %% ../nbs/00_notation.ipynb #a4a66770
+# %% ../nbs/00_notation.ipynb #ec136d80
 def pin(
     board: torch.Tensor,  # int64 [M+1, H]
     columns,              # columns to hold clean: an int (that many on the left), a list, or a bool mask [H]
 ) -> torch.Tensor:        # int64 [M+1, H]
     "Hold columns at level 0 throughout: context tokens, goals to in-paint. Raises `ValueError` for a column that is not there."
+    if not isinstance(board, torch.Tensor) or board.ndim not in (2, 3): raise TypeError(f'board must be an integer tensor [M+1, H], got {type(board).__name__}')
     H, out = board.shape[-1], board.clone()
     if isinstance(columns, int): columns = range(columns)
     if isinstance(columns, torch.Tensor) and columns.dtype == torch.bool: columns = columns.nonzero()[:, 0].tolist()
@@ -129,9 +137,11 @@ def context_board(
     context: int = 1,     # clean tokens to put on the left
 ) -> torch.Tensor:        # int64 [M+1, context + H]
     "The same board with pinned context columns added on the left."
+    if not isinstance(context, int) or context < 0: raise ValueError(f'context must be a number of tokens, 0 or more, got {context!r}')
+    if not isinstance(board, torch.Tensor) or board.ndim != 2: raise TypeError(f'board must be an integer tensor [M+1, H], got {type(board).__name__}')
     return torch.cat([torch.zeros(len(board), context, dtype=board.dtype), board], 1)
 
-# %% ../nbs/00_notation.ipynb #a782d4ce
+# %% ../nbs/00_notation.ipynb #eae9fed5
 def check_board(
     board: torch.Tensor,  # int64 [M+1, H] or, one per sample, [M+1, B, H]
     K: int,               # trained levels
@@ -148,7 +158,26 @@ def check_board(
     if board[-1].any(): raise ValueError(f'the last row must be clean (all 0), got {board[-1].tolist()}')
     return board
 
-# %% ../nbs/00_notation.ipynb #44bb1e8f
+# %% ../nbs/00_notation.ipynb #3722abf1
+def _shares(alpha_bar):
+    if not isinstance(alpha_bar, torch.Tensor) or not alpha_bar.dtype.is_floating_point: raise TypeError(f'alpha_bar must be a floating-point tensor, got {getattr(alpha_bar, "dtype", type(alpha_bar).__name__)}')
+    if (alpha_bar <= 0).any() or (alpha_bar > 1).any(): raise ValueError(f'alpha_bar is a share of variance in (0, 1], got {float(alpha_bar.min()):.3g}..{float(alpha_bar.max()):.3g}')
+
+def edm_sigma(
+    alpha_bar: torch.Tensor,  # share of signal variance, any shape
+) -> torch.Tensor:            # EDM's noise level, like alpha_bar
+    "EDM's sigma: x / sqrt(alpha_bar) = x0 + sigma * noise (Karras et al. 2022)."
+    _shares(alpha_bar)
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
+
+def flow_time(
+    alpha_bar: torch.Tensor,  # share of signal variance, any shape
+) -> torch.Tensor:            # in [0, 1], like alpha_bar
+    "Flow matching's time on the straight path from noise (0) to data (1) that has the same signal-to-noise ratio (Lipman et al. 2023)."
+    _shares(alpha_bar)
+    return alpha_bar.sqrt() / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
+
+# %% ../nbs/00_notation.ipynb #d3da969a
 @dataclass(frozen=True)
 class Budget:
     "How much compute a chapter may spend: `smoke` proves that every cell runs, `cpu` convinces on two cores, `gpu` is for publishing."
@@ -167,10 +196,18 @@ class Budget:
         "The value for this budget; `gpu` falls back to `cpu`."
         return {'smoke': smoke, 'cpu': cpu, 'gpu': cpu if gpu is None else gpu}[self.name]
 
-# %% ../nbs/00_notation.ipynb #1c5c630a
+# %% ../nbs/00_notation.ipynb #dd23b6d6
 class Stamp:
     "Says under a figure what it cost: `with Stamp(seed=0): ...` prints budget, seed, seconds and device."
     def __init__(self, seed: int = None, device: str = 'CPU'): self.seed, self.device = seed, device
     def __enter__(self): self.start = time.perf_counter(); return self
     def __exit__(self, kind, *_):
         if kind is None: print(f'[{Budget.current().name} budget · seed {self.seed} · {time.perf_counter() - self.start:.0f} s · {self.device}]')
+
+# %% ../nbs/00_notation.ipynb #74097812
+def asset(
+    name: str,   # a file of the book
+) -> Path:
+    "Where a file that ships with the package lies."
+    if Path(name).name != name: raise ValueError(f'name must be a plain file name, got {name!r}')
+    return Path(str(files('ldp_tut'))) / 'assets' / name

@@ -53,7 +53,7 @@ def _parser():
     sub = top.add_subparsers(dest='command', required=True, metavar='collect|train|plan|eval|bench')
     for name, help in HELP.items():
         p = sub.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        p.add_argument('--seed', type=int, default=1_000_000 if name in ('plan', 'eval') else 0, help='first layout seed of env.reset, and seed of all randomness')
+        p.add_argument('--seed', type=int, default=2_000_000 if name in ('plan', 'eval') else 0, help='first layout seed of env.reset, and seed of all randomness')
         p.add_argument('--json', action='store_true', help='print one line of JSON instead of text')
         if name != 'collect': p.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:N or mps')
         if name == 'train': _add_train(p)

@@ -6,8 +6,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/ddpm.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'NoiseSchedule', 'linear_schedule', 'cosine_schedule', 'sigmoid_schedule', 'add_noise', 'convert',
-           'min_snr_weight', 'fused_snr_weight', 'Iteration', 'sample_step', 'sample', 'last', 'seeded_noise',
-           'energy_distance']
+           'posterior', 'min_snr_weight', 'fused_snr_weight', 'PointDenoiser', 'train_denoiser', 'x0_denoiser',
+           'Iteration', 'sample_step', 'renoise', 'sample', 'last', 'seeded_noise', 'energy_distance', 'digits']
 
 # %% ../nbs/01_ddpm.ipynb #b8e493b0
 import math
@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from .board import check_board
+from .board import asset, check_board
 
-# %% ../nbs/01_ddpm.ipynb #11bc7dad
+# %% ../nbs/01_ddpm.ipynb #292319e8
 class NoiseSchedule(nn.Module):
     "The signal that survives at each of K+1 levels: `alpha_bar[0] = 1` is clean, `alpha_bar[K]` is (almost) pure noise."
     def __init__(self,
@@ -27,6 +28,7 @@ class NoiseSchedule(nn.Module):
         name: str = 'custom',     # what it is called in a checkpoint
     ):
         super().__init__()
+        if not isinstance(alpha_bar, torch.Tensor) or not alpha_bar.dtype.is_floating_point: raise TypeError(f'alpha_bar must be a floating-point tensor [K+1], got {getattr(alpha_bar, "dtype", type(alpha_bar).__name__)}')
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2: raise ValueError(f'alpha_bar needs K+1 >= 2 entries, got shape {list(alpha_bar.shape)}')
         if alpha_bar[0] != 1: raise ValueError(f'alpha_bar[0] must be 1 (level 0 is clean), got {float(alpha_bar[0])}')
         if (alpha_bar.diff() >= 0).any() or alpha_bar[-1] <= 0: raise ValueError('alpha_bar must fall strictly and stay above 0')
@@ -38,9 +40,12 @@ class NoiseSchedule(nn.Module):
     def snr(self, k): a = self.alpha_bar[k]; return a / (1 - a)
     def extra_repr(self): return f'{self.name}, K={self.K}, alpha_bar[K]={float(self.alpha_bar[-1]):.2g}'
 
-# %% ../nbs/01_ddpm.ipynb #292319e8
+# %% ../nbs/01_ddpm.ipynb #2c2bff36
 def _from_betas(betas, name):
     return NoiseSchedule(torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)]), name)
+
+def _count(K):
+    if not isinstance(K, int) or isinstance(K, bool) or K < 1: raise ValueError(f'K must be a number of levels, an integer of at least 1, got {K!r}')
 
 def linear_schedule(
     K: int = 1000,              # levels
@@ -48,9 +53,11 @@ def linear_schedule(
     beta_end: float = 0.02,     # last variance added
 ) -> NoiseSchedule:
     "Ho et al. 2020: the added variance grows linearly. Made for K near 1000; with few levels raise `beta_end`."
+    _count(K)
+    if not 0 < beta_start <= beta_end < 1: raise ValueError(f'betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}')
     return _from_betas(torch.linspace(beta_start, beta_end, K, dtype=torch.float64), 'linear')
 
-# %% ../nbs/01_ddpm.ipynb #03ec6ea5
+# %% ../nbs/01_ddpm.ipynb #223075ad
 def _from_curve(curve, K, name, cap=0.999):
     "Betas of a continuous alpha-bar curve, capped as Nichol and Dhariwal do so that the last step stays finite."
     u = torch.arange(K + 1, dtype=torch.float64) / K
@@ -62,9 +69,11 @@ def cosine_schedule(
     s: float = 0.008,  # offset near the clean end
 ) -> NoiseSchedule:
     "Nichol and Dhariwal 2021, eq. 17: signal falls as a squared cosine."
+    _count(K)
+    if s < 0: raise ValueError(f's must be 0 or more, got {s}')
     return _from_curve(lambda u: torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2, K, 'cosine')
 
-# %% ../nbs/01_ddpm.ipynb #2c2bff36
+# %% ../nbs/01_ddpm.ipynb #462b94f3
 def sigmoid_schedule(
     K: int = 100,        # levels
     start: float = -3.,  # logit range
@@ -72,22 +81,27 @@ def sigmoid_schedule(
     tau: float = 1.,     # temperature
 ) -> NoiseSchedule:
     "Jabri et al. 2022: signal falls as a sigmoid."
+    _count(K)
+    if not start < end or tau <= 0: raise ValueError(f'a sigmoid needs start < end and tau > 0, got start={start}, end={end}, tau={tau}')
     edge = lambda v: torch.sigmoid(torch.tensor(v / tau, dtype=torch.float64))
     curve = lambda u: (edge(end) - torch.sigmoid((u * (end - start) + start) / tau)) / (edge(end) - edge(start))
     return _from_curve(curve, K, 'sigmoid')
 
 SCHEDULES = dict(linear=linear_schedule, cosine=cosine_schedule, sigmoid=sigmoid_schedule)
 
-# %% ../nbs/01_ddpm.ipynb #ec8c8c76
+# %% ../nbs/01_ddpm.ipynb #3e6ac534
 def _levels(k, x, K):
     "Levels broadcast to a token axis; checked where that costs nothing (never forcing a GPU to wait)."
+    if not isinstance(k, torch.Tensor): raise TypeError(f'levels k must be an integer tensor, got {type(k).__name__}')
+    if not x.dtype.is_floating_point: raise TypeError(f'x must be a floating-point tensor, got {x.dtype}')
+    if k.device != x.device: raise ValueError(f'levels k are on {k.device} and x on {x.device}: move one of them')
     if k.dtype.is_floating_point or k.dtype == torch.bool: raise TypeError(f'levels k must be integers, got {k.dtype}')
     if k.shape != x.shape[:k.ndim]: raise ValueError(f'levels k {list(k.shape)} do not match the leading axes of x {list(x.shape)}')
     if k.device.type == 'cpu' and k.numel() and (int(k.min()) < 0 or int(k.max()) > K):
         raise ValueError(f'levels must lie in 0..{K}, got {int(k.min())}..{int(k.max())}')
     return k.reshape(k.shape + (1,) * (x.ndim - k.ndim))
 
-# %% ../nbs/01_ddpm.ipynb #56ce39a8
+# %% ../nbs/01_ddpm.ipynb #51f7358d
 def add_noise(
     schedule: NoiseSchedule,
     x0: torch.Tensor,     # clean, [B, H, D] (or any shape)
@@ -96,10 +110,14 @@ def add_noise(
 ) -> torch.Tensor:        # x^k, like x0
     "Jump to level k in one go: x^k = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise. Raises for levels out of range or shapes that do not match."
     if noise.shape != x0.shape: raise ValueError(f'noise {list(noise.shape)} must have the shape of x0 {list(x0.shape)}')
+    if noise.device != x0.device: raise ValueError(f'noise is on {noise.device} and x0 on {x0.device}: move one of them')
     a = schedule.alpha_bar[_levels(k, x0, schedule.K)]
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
-# %% ../nbs/01_ddpm.ipynb #51f7358d
+# %% ../nbs/01_ddpm.ipynb #ac00ec58
+def _target(name):
+    if name not in ('eps', 'x0', 'v'): raise ValueError(f"parametrisation must be 'eps', 'x0' or 'v', got {name!r}")
+
 def convert(
     schedule: NoiseSchedule,
     x: torch.Tensor,      # x^k, [B, H, D]
@@ -110,7 +128,8 @@ def convert(
 ) -> torch.Tensor:        # like x
     "Between the three parametrisations. v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho 2022)."
     for name in (source, target):
-        if name not in ('eps', 'x0', 'v'): raise ValueError(f"parametrisation must be 'eps', 'x0' or 'v', got {name!r}")
+        _target(name)
+    if value.shape != x.shape: raise ValueError(f'value {list(value.shape)} must have the shape of x {list(x.shape)}')
     if source == target: return value
     a = schedule.alpha_bar[_levels(k, x, schedule.K)]
     s, n = a.sqrt(), (1 - a).sqrt()
@@ -119,11 +138,31 @@ def convert(
     else: x0, eps = value, (x - s * value) / n.clamp(min=1e-12)  # at level 0 there is no noise to name
     return {'x0': x0, 'eps': eps, 'v': s * eps - n * x0}[target]
 
-# %% ../nbs/01_ddpm.ipynb #b18a3ecf
+# %% ../nbs/01_ddpm.ipynb #f8c7eafa
+def posterior(
+    schedule: NoiseSchedule,
+    x: torch.Tensor,    # x^k, [B, H, D]
+    x0: torch.Tensor,   # clean, like x
+    k: torch.Tensor,    # int64 levels [B, H], from 1
+) -> tuple:             # mean like x, variance [B, H, 1]
+    "Mean and variance of q(x^(k-1) | x^k, x^0): Ho et al. 2020, eqs. 6 and 7. Raises `ValueError` at level 0, which has no level below."
+    if x0.shape != x.shape: raise ValueError(f'x0 {list(x0.shape)} must have the shape of x {list(x.shape)}')
+    level = _levels(k, x, schedule.K)
+    if k.device.type == 'cpu' and k.numel() and int(k.min()) < 1: raise ValueError(f'levels k must be at least 1 to have a level below, got {int(k.min())}')
+    a, b = schedule.alpha_bar[level], schedule.alpha_bar[level - 1]
+    beta = 1 - a / b
+    return (b.sqrt() * beta * x0 + (a / b).sqrt() * (1 - b) * x) / (1 - a), (1 - b) / (1 - a) * beta
+
+# %% ../nbs/01_ddpm.ipynb #4455279d
 def _weight_for(x0_weight, snr, target):
     "The same weight on the x0 error, expressed as one on the error of what is predicted."
-    if target not in ('x0', 'eps', 'v'): raise ValueError(f"target must be 'x0', 'eps' or 'v', got {target!r}")
+    _target(target)
     return {'x0': x0_weight, 'eps': x0_weight / snr, 'v': x0_weight / (snr + 1)}[target]
+
+def _weighable(schedule, k, gamma):
+    if not isinstance(k, torch.Tensor) or k.dtype.is_floating_point or k.dtype == torch.bool: raise TypeError(f'levels k must be an integer tensor, got {getattr(k, "dtype", type(k).__name__)}')
+    if k.device.type == 'cpu' and k.numel() and (int(k.min()) < 0 or int(k.max()) > schedule.K): raise ValueError(f'levels must lie in 0..{schedule.K}, got {int(k.min())}..{int(k.max())}')
+    if gamma <= 0: raise ValueError(f'gamma must be positive, got {gamma}')
 
 def min_snr_weight(
     schedule: NoiseSchedule,
@@ -132,10 +171,11 @@ def min_snr_weight(
     gamma: float = 5.,      # the clip
 ) -> torch.Tensor:          # float, like k
     "Hang et al. 2023: weigh the x0 error by min(SNR, gamma), expressed for the predicted quantity."
+    _weighable(schedule, k, gamma)
     snr = schedule.snr(k.clamp(min=1))  # level 0 has infinite SNR; it is clipped all the same
     return _weight_for(snr.clamp(max=gamma), snr, target)
 
-# %% ../nbs/01_ddpm.ipynb #d4dac2ff
+# %% ../nbs/01_ddpm.ipynb #32eb0c4c
 def fused_snr_weight(
     schedule: NoiseSchedule,
     k: torch.Tensor,        # int64 levels [B, H], tokens in time order
@@ -146,6 +186,8 @@ def fused_snr_weight(
     """After Chen et al. 2024 (Diffusion Forcing): a token also learns from the signal of the tokens before it.
 
     The average starts at zero (the published code starts it at the first token's). Accumulate first, then shift by one, so that a token does not count its own signal twice."""
+    _weighable(schedule, k, gamma)
+    if not 0 <= decay < 1: raise ValueError(f'decay must be in [0, 1), got {decay}')
     if k.ndim != 2: raise ValueError(f'fused weights need levels [B, H], got {list(k.shape)}')
     snr = schedule.snr(k.clamp(min=1))
     own = snr.clamp(max=gamma) / gamma
@@ -156,7 +198,82 @@ def fused_snr_weight(
     fused = 1 - (1 - torch.stack(past, 1)) * (1 - own)
     return _weight_for(fused * gamma, snr, target)
 
-# %% ../nbs/01_ddpm.ipynb #5a5d010b
+# %% ../nbs/01_ddpm.ipynb #de0d81a7
+class PointDenoiser(nn.Module):
+    "A residual MLP over each token, with its level and (optionally) a class as context: enough for points and tiny images."
+    def __init__(self,
+        dim: int = 2,       # numbers in a token
+        width: int = 128,
+        depth: int = 3,     # residual layers
+        K: int = 100,       # trained levels
+        classes: int = 0,   # labels 0 .. classes-1; a missing label has its own embedding
+    ):
+        super().__init__()
+        for name, value in dict(dim=dim, width=width, K=K).items():
+            if not isinstance(value, int) or value < 1: raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')
+        self.classes, self.level = classes, nn.Embedding(K + 1, width)
+        self.enter, self.leave = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.body = nn.ModuleList([nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU()) for _ in range(depth)])
+        if classes: self.context = nn.Embedding(classes + 1, width)
+
+    def forward(self,
+        x: torch.Tensor,             # [B, H, dim]
+        k: torch.Tensor,             # int64 levels [B, H]
+        times: torch.Tensor = None,  # ignored: a point has no place in time
+        label: torch.Tensor = None,  # int64 [B]; -1, or None for all, means "no label"
+    ) -> torch.Tensor:               # like x
+        if x.shape[-1] != self.enter.in_features: raise ValueError(f'x has tokens of {x.shape[-1]} numbers, this denoiser was made for dim={self.enter.in_features}')
+        h = self.enter(x) + self.level(k)
+        if self.classes: h = h + self.context(k.new_zeros(len(x)) if label is None else label + 1)[:, None]
+        elif label is not None: raise ValueError('this denoiser was made without classes, so it takes no label')
+        for layer in self.body: h = h + layer(h)
+        return self.leave(h)
+
+# %% ../nbs/01_ddpm.ipynb #e1a6baac
+def train_denoiser(
+    net: nn.Module,            # called as net(x, k, label=label)
+    draw: Callable,            # (n, generator) -> x0 [n, H, D], or (x0, label [n])
+    schedule: NoiseSchedule,
+    target: str = 'v',         # what the network predicts: 'x0', 'eps' or 'v'
+    steps: int = 2000,
+    batch: int = 512,
+    lr: float = 5e-3,          # peak; falls to 0 along a cosine
+    weight: Callable = None,   # (schedule, k, target) -> weight of each token, like k; default 1
+    seed: int = 0,
+    drop: float = 0.15,        # share of labels hidden, so that the network also learns the unconditional answer
+) -> list:                     # loss of each step
+    "The plainest loop that works: uniform levels, one level per token. Chapter 6 has the one for real models."
+    _target(target)
+    if steps < 1 or batch < 1: raise ValueError(f'steps and batch must be at least 1, got {steps} and {batch}')
+    g, losses = torch.Generator().manual_seed(seed), []
+    optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        x0 = draw(batch, g)
+        x0, label = x0 if isinstance(x0, tuple) else (x0, None)
+        if label is not None: label = label.where(torch.rand(batch, generator=g) > drop, -torch.ones_like(label))
+        k = torch.randint(1, schedule.K + 1, x0.shape[:2], generator=g)
+        x = add_noise(schedule, x0, k, torch.randn(x0.shape, generator=g))
+        error = (net(x, k, label=label) - convert(schedule, x, k, x0, 'x0', target)).pow(2)
+        loss = error.mean() if weight is None else (weight(schedule, k, target)[..., None] * error).mean()
+        optimiser.zero_grad(); loss.backward(); optimiser.step(); falling.step()
+        losses.append(loss.item())
+    return losses
+
+# %% ../nbs/01_ddpm.ipynb #cb0982cd
+def x0_denoiser(
+    net: nn.Module,              # a trained `PointDenoiser`, or anything called the same way
+    schedule: NoiseSchedule,
+    target: str = 'v',           # what it was trained to predict
+    label: torch.Tensor = None,  # int64 [B]
+) -> Callable:                   # (x, k, times) -> x0 estimate, without gradients
+    "A network as the samplers want it."
+    _target(target)
+    @torch.no_grad()
+    def denoise(x, k, times=None): return convert(schedule, x, k, net(x, k, label=label), target, 'x0')
+    return denoise
+
+# %% ../nbs/01_ddpm.ipynb #388b18ce
 class Iteration(NamedTuple):
     "What `sample` yields after each row of the board."
     m: int             # the row reached; 0 is the start
@@ -165,7 +282,7 @@ class Iteration(NamedTuple):
 
 def _x0(prediction): return prediction.x0 if hasattr(prediction, 'x0') else prediction
 
-# %% ../nbs/01_ddpm.ipynb #33adbdd6
+# %% ../nbs/01_ddpm.ipynb #fd011aa3
 def sample_step(
     denoise: Callable,       # (x, k, times) -> x0 estimate [B, H, D], or an object with an `x0`
     x: torch.Tensor,         # [B, H, D]
@@ -184,6 +301,7 @@ def sample_step(
     A token whose level does not change is copied bit for bit. Guidance moves the x0 estimate by (1 - alpha_bar) / sqrt(alpha_bar)
     times the guide's gradient, which is classifier guidance (Dhariwal and Nichol 2021) in x0 form. Raises `ValueError` on shapes
     that do not match, levels out of range or rising, and stochastic steps without noise."""
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.ndim != 3: raise TypeError(f'x must be a floating-point tensor [B, H, D], got {getattr(x, "dtype", type(x).__name__)} {list(getattr(x, "shape", []))}')
     for name, t in dict(k_from=k_from, k_to=k_to, times=times).items():
         if t.shape != x.shape[:2]: raise ValueError(f'{name} must be [B, H] = {list(x.shape[:2])}, got {list(t.shape)}')
     f, g = _levels(k_from, x, schedule.K), _levels(k_to, x, schedule.K)
@@ -205,7 +323,36 @@ def sample_step(
     out = torch.where(f == g, x, out)
     return (out, prediction) if return_prediction else out
 
-# %% ../nbs/01_ddpm.ipynb #14fa0300
+# %% ../nbs/01_ddpm.ipynb #820e11aa
+def _fit_together(x, board, times, schedule):
+    "x, a board for every sample and times for every token, or a clear error."
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point: raise TypeError(f'x must be a floating-point tensor [B, H, D], got {getattr(x, "dtype", type(x).__name__)}')
+    if x.ndim != 3 or not x.numel(): raise ValueError(f'x must be [B, H, D] with at least one number, got {list(x.shape)}')
+    if schedule.alpha_bar.device != x.device: raise ValueError(f'the schedule is on {schedule.alpha_bar.device} and x on {x.device}: move one of them')
+    B, H, _ = x.shape
+    check_board(board, schedule.K, H)
+    if board.ndim == 2: board = board[:, None].expand(-1, B, -1)
+    if board.shape[1] != B: raise ValueError(f'the board is for {board.shape[1]} samples, x has {B}')
+    if times is None: times = torch.arange(H, dtype=x.dtype, device=x.device)
+    if times.shape not in ((H,), (B, H), (1, H)): raise ValueError(f'times must be [H] = [{H}] or [B, H] = [{B}, {H}], got {list(times.shape)}')
+    return x, board, times.expand(B, H)
+
+# %% ../nbs/01_ddpm.ipynb #56178408
+def renoise(
+    schedule: NoiseSchedule,
+    x: torch.Tensor,       # [B, H, D] at k_from
+    k_from: torch.Tensor,  # int64 levels [B, H]
+    k_to: torch.Tensor,    # int64 levels [B, H], never below k_from
+    noise: torch.Tensor,   # standard normal like x
+) -> torch.Tensor:         # [B, H, D] at k_to
+    "Noise what is already noisy; tokens whose level does not change are copied. Raises `ValueError` for a level that falls."
+    if noise.shape != x.shape: raise ValueError(f'noise {list(noise.shape)} must have the shape of x {list(x.shape)}')
+    f, g = _levels(k_from, x, schedule.K), _levels(k_to, x, schedule.K)
+    if k_from.device.type == 'cpu' and (k_to < k_from).any(): raise ValueError('k_to is below k_from for some token: noise is only added here, sampling takes it away')
+    a = schedule.alpha_bar[g] / schedule.alpha_bar[f]
+    return torch.where(f == g, x, a.sqrt() * x + (1 - a).sqrt() * noise)
+
+# %% ../nbs/01_ddpm.ipynb #ab315415
 def sample(
     denoise: Callable,           # as in `sample_step`
     x: torch.Tensor,             # [B, H, D]: noise, with pinned tokens already in place
@@ -215,32 +362,30 @@ def sample(
     schedule: NoiseSchedule,
     guide: Callable = None,
     eta: float = 0.,
-    noise: torch.Tensor = None,  # [M, B, H, D], one per row (see `seeded_noise`); drawn from `generator` when missing
+    noise: torch.Tensor = None,  # [M * (2 * recurrences - 1), B, H, D] (see `seeded_noise`); drawn from `generator` when missing
     generator: torch.Generator = None,
+    recurrences: int = 1,        # times each row is done, with noise added back in between
 ) -> Iterator[Iteration]:
-    "Walk down a board, yielding every intermediate state, so that a film costs nothing. Raises `ValueError` for a board that does not fit."
-    if x.ndim != 3: raise ValueError(f'x must be [B, H, D], got {list(x.shape)}')
-    B, H, _ = x.shape
-    check_board(board, schedule.K, H)
-    if board.ndim == 2: board = board[:, None].expand(-1, B, -1)
-    if times is None: times = torch.arange(H, dtype=x.dtype, device=x.device)
-    times = times.expand(B, H)
+    "Walk down a board, yielding every intermediate state, so that a film costs nothing. Raises `ValueError` for a board or an x that does not fit."
+    x, board, times = _fit_together(x, board, times, schedule)
+    if recurrences < 1: raise ValueError(f'recurrences must be at least 1, got {recurrences}')
+    draw = lambda i: torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) if noise is None else noise[i]
     moving = (board.diff(dim=0) != 0).flatten(1).any(1).tolist()  # asked once, before the loop, while the board is on the CPU
-    board = board.to(x.device)
+    board, prediction, each = board.to(x.device), None, 2 * recurrences - 1
     yield Iteration(0, x, None)
-    prediction = None
     for m, moves in enumerate(moving):
-        if moves:
-            fresh = None
-            if eta: fresh = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) if noise is None else noise[m]
+        for r in range(recurrences if moves else 0):
+            if r: x = renoise(schedule, x, board[m + 1], board[m], draw(m * each + 2 * r - 1))
             x, prediction = sample_step(denoise, x, board[m], board[m + 1], times, schedule=schedule, guide=guide, eta=eta,
-                                        noise=fresh, return_prediction=True)
+                                        noise=draw(m * each + 2 * r) if eta else None, return_prediction=True)
         yield Iteration(m + 1, x, prediction)
 
-# %% ../nbs/01_ddpm.ipynb #dd1f0fcf
+# %% ../nbs/01_ddpm.ipynb #da009478
 def last(iterations: Iterator) -> Iteration:
     "Run a sampler to its end and keep the final state only."
+    state = None
     for state in iterations: pass
+    if state is None: raise ValueError('iterations is empty: `last` takes what `sample` returns, once')
     return state
 
 def seeded_noise(
@@ -248,13 +393,23 @@ def seeded_noise(
     *shape: int,       # of one sample
 ) -> torch.Tensor:     # [len(seeds), *shape]
     "Standard normal noise that depends only on each sample's own seed: the same in a batch of 1 and of 64."
+    if not len(seeds): raise ValueError('seeds is empty: give one integer per sample')
     return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
 
-# %% ../nbs/01_ddpm.ipynb #34149a95
+# %% ../nbs/01_ddpm.ipynb #7b78a531
 def energy_distance(
     a: torch.Tensor,  # [n, D] one sample
     b: torch.Tensor,  # [m, D] another
 ) -> torch.Tensor:    # scalar, 0 when they come from one distribution (up to sampling error)
-    "Székely and Rizzo's two-sample distance, 2 E|a - b| - E|a - a'| - E|b - b'|, without bias."
+    "Székely and Rizzo's two-sample distance, 2 E|a - b| - E|a - a'| - E|b - b'|, without bias. Raises `ValueError` for samples it cannot compare."
+    for name, t in dict(a=a, b=b).items():
+        if t.ndim != 2 or len(t) < 2: raise ValueError(f'{name} must be a sample [n, D] of at least two points, got {list(t.shape)}')
+    if a.shape[1] != b.shape[1]: raise ValueError(f'a has points of {a.shape[1]} numbers, b of {b.shape[1]}')
     own = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
     return 2 * torch.cdist(a, b).mean() - own(a) - own(b)
+
+# %% ../nbs/01_ddpm.ipynb #0590e036
+def digits() -> tuple:    # images float [1797, 8, 8] in [-1, 1], labels int64 [1797]
+    "UCI's optical recognition of handwritten digits, test set (Alpaydin and Kaynak 1998, CC BY 4.0); pixels 0..16 are scaled to [-1, 1]."
+    raw = load_file(asset('digits.safetensors'))
+    return raw['images'].float() / 8 - 1, raw['labels'].long()

@@ -7,11 +7,12 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 # %% auto #0
 __all__ = ['PlannerConfig', 'SceneEncoder', 'Scene', 'PlannerModel', 'Latents', 'planner_batches', 'planner_loss', 'PlanConfig',
            'Plan', 'Frame', 'between_times', 'FarFuturePlanner', 'PlannerAgent', 'read_image', 'save_agent',
-           'load_pretrained', 'draw_belief', 'lawful', 'judge_plan', 'evaluate', 'film_episode', 'Recipe',
+           'load_pretrained', 'draw_belief', 'lawful', 'judge_plan', 'Rooms', 'evaluate', 'film_episode', 'Recipe',
            'train_planner']
 
 # %% ../nbs/12_planner.ipynb #9ad8ec10
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -401,6 +402,7 @@ def horizons(self: PlannerAgent):
     near = (left[:, None] + torch.tensor(c.window)).clamp(1, self.planner.model.config.longest)
     return torch.where((self.plan.reward >= c.trust)[:, None], near, torch.tensor(c.coarse))
 
+# %% ../nbs/12_planner.ipynb #bfeb68d5
 @patch
 def act_batch(self: PlannerAgent,
     obs: torch.Tensor,  # uint8 [B, W, H, 3], one row per room still going
@@ -415,7 +417,7 @@ def act_batch(self: PlannerAgent,
     self.since += 1; self.step += 1
     return action
 
-# %% ../nbs/12_planner.ipynb #bfeb68d5
+# %% ../nbs/12_planner.ipynb #400b0ecd
 def read_image(obs, config: PlannerConfig) -> torch.Tensor:
     "The grid of an observation, checked: right size, whole numbers, exactly one agent."
     image = obs['image'] if isinstance(obs, dict) and 'image' in obs else obs
@@ -431,7 +433,7 @@ def read_image(obs, config: PlannerConfig) -> torch.Tensor:
     split_agent(image[None])
     return image
 
-# %% ../nbs/12_planner.ipynb #b5624f85
+# %% ../nbs/12_planner.ipynb #3f12342a
 def _config_from(d: dict) -> PlannerConfig: return PlannerConfig(**{**d, 'world': WorldConfig(**d['world'])})
 
 def save_agent(
@@ -444,7 +446,7 @@ def save_agent(
     card = {**card, 'kind': 'far-future planner', 'env_id': agent.env_id, 'model': asdict(agent.planner.model.config), 'plan': asdict(agent.config)}
     return save_checkpoint(path, tensors, card)
 
-# %% ../nbs/12_planner.ipynb #3f12342a
+# %% ../nbs/12_planner.ipynb #da70b04c
 def load_pretrained(
     name: str = 'fourrooms',   # a checkpoint shipped in the package, or a path to a .safetensors file
     device: str = 'auto',
@@ -467,7 +469,7 @@ def load_pretrained(
     except TypeError as e: raise ValueError(f'unknown planning option: {e}') from e
     return PlannerAgent(model.to(pick_device(device)).eval(), config, card)
 
-# %% ../nbs/12_planner.ipynb #b6e88696
+# %% ../nbs/12_planner.ipynb #cef69be8
 @torch.no_grad()
 def draw_belief(
     model: PlannerModel,
@@ -483,7 +485,7 @@ def draw_belief(
     heat = logits[0, ..., :11].softmax(-1)[..., AGENT].reshape(len(z), *cells.shape[:2])
     return draw_room(cells, split_agent(obs[None])[0], heat.cpu(), (times.cpu() / horizon).clamp(max=1), size=size)
 
-# %% ../nbs/12_planner.ipynb #28f9c169
+# %% ../nbs/12_planner.ipynb #b55e6f1c
 def lawful(
     cells: torch.Tensor,    # uint8 [N, W, H, 3]
     pose: torch.Tensor,     # int64 [N, 3]
@@ -494,7 +496,7 @@ def lawful(
     d = distance_to(cells, later)
     return d[torch.arange(len(pose)), pose[:, 2], pose[:, 0], pose[:, 1]] <= gap
 
-# %% ../nbs/12_planner.ipynb #b55e6f1c
+# %% ../nbs/12_planner.ipynb #8aff8d9a
 @torch.no_grad()
 def judge_plan(
     model: PlannerModel,
@@ -517,63 +519,84 @@ def judge_plan(
     return dict(pose=pose, ok=ok, counts=counts, single=counts & (gap == 1),
                 at_goal=(end[:, 0] * cells.shape[2] + end[:, 1]) == goal)
 
-# %% ../nbs/12_planner.ipynb #c62e616d
+# %% ../nbs/12_planner.ipynb #b74d1247
+class Rooms:
+    "Real environments played side by side, and what happened in each."
+    def __init__(self,
+        env_id: str,
+        seeds: list,              # one `env.reset(seed=…)` each
+        config: PlannerConfig,
+    ):
+        self.seeds, self.envs = seeds, [make_env(env_id) for _ in seeds]
+        self.obs = [read_image(env.reset(seed=s)[0], config) for env, s in zip(self.envs, seeds)]
+        self.cells, pose = map(torch.stack, zip(*(read_grid(env) for env in self.envs)))
+        self.optimum = distance_to(self.cells, goal_cell(self.cells))[torch.arange(len(seeds)), pose[:, 2], pose[:, 0], pose[:, 1]].tolist()
+        n = len(seeds)
+        self.live, self.steps, self.won, self.back, self.trace = list(range(n)), [0] * n, [False] * n, [0.] * n, [[o] for o in self.obs]
+
+    def step(self, actions: list) -> int:
+        "One action for each room still live; returns how many ended."
+        still = []
+        for j, action in zip(self.live, actions):
+            out, reward, terminated, truncated, _ = self.envs[j].step(action)
+            self.obs[j] = torch.from_numpy(np.asarray(out['image']))
+            self.steps[j] += 1; self.back[j] += float(reward); self.trace[j].append(self.obs[j])
+            self.won[j] = self.won[j] or reward > 0
+            if not (terminated or truncated): still.append(j)
+        ended, self.live = len(self.live) - len(still), still
+        return ended
+
+# %% ../nbs/12_planner.ipynb #6cfbf3ad
+def _play(agent, rooms, tally, bar):
+    "Play all rooms to their ends, judging every plan on the way; returns the first plans and their verdicts."
+    first = None
+    agent.begin(rooms.seeds)
+    while rooms.live:
+        agent.narrow(rooms.live)
+        now, before, began = torch.stack([rooms.obs[j] for j in rooms.live]), agent.plans_made, time.perf_counter()
+        actions = agent.act_batch(now)
+        tally['seconds'] += time.perf_counter() - began
+        if agent.plans_made > before:
+            v = judge_plan(agent.planner.model, agent.plan, now, rooms.cells[rooms.live])
+            tally.update(plans=len(now), single=int(v['single'].sum()), single_ok=int((v['ok'] & v['single']).sum()),
+                         reach=int(v['counts'].sum()), reach_ok=int((v['ok'] & v['counts']).sum()))
+            first = first or (agent.plan, v)
+        bar.update(rooms.step(actions.tolist()))
+    return first
+
+# %% ../nbs/12_planner.ipynb #d2e6ef86
 def evaluate(
     agent: PlannerAgent,
     episodes: int = 64,
-    seed: int = 1_000_000,    # episode i is `env.reset(seed=seed + i)`: held out when above every training seed
+    seed: int = 2_000_000,    # episode i is `env.reset(seed=seed + i)`: held out when above every training seed
     env_id: str = None,       # default the agent's own
     batch: int = 64,          # rooms planned for at once
     progress: bool = True,
-    keep: int = 0,            # keep the walks and plans of the first `keep` rooms
+    keep: int = 0,            # keep the walks of the first `keep` rooms
 ) -> dict:
     "Run the agent in the real environment and report success, walk length against the exact optimum, and what the plans promised against what happened."
     if episodes < 1: raise ValueError(f'episodes must be at least 1, got {episodes}')
-    env_id = env_id or agent.env_id
-    rows, single_ok, single_all, reach_ok, reach_all, seconds, plans, walks = [], 0, 0, 0, 0, 0., 0, []
-    bar = tqdm(total=episodes, desc='episodes', disable=None if progress else True, leave=False)
-    for start in range(0, episodes, batch):
-        seeds = list(range(seed + start, seed + min(start + batch, episodes)))
-        envs = [make_env(env_id) for _ in seeds]
-        obs = [read_image(env.reset(seed=s)[0], agent.planner.model.config) for env, s in zip(envs, seeds)]
-        cells, pose = map(torch.stack, zip(*(read_grid(env) for env in envs)))
-        optimum = distance_to(cells, goal_cell(cells))[torch.arange(len(envs)), pose[:, 2], pose[:, 0], pose[:, 1]]
-        agent.begin(seeds)
-        live, steps, won, back = list(range(len(envs))), [0] * len(envs), [False] * len(envs), [0.] * len(envs)
-        first, traces = None, [[o] for o in obs]
-        while live:
-            agent.narrow(live)
-            now = torch.stack([obs[j] for j in live])
-            before, t = agent.plans_made, time.perf_counter()
-            actions = agent.act_batch(now)
-            seconds += time.perf_counter() - t
-            if agent.plans_made > before:
-                plans += len(live)
-                verdict = judge_plan(agent.planner.model, agent.plan, now, cells[live])
-                single_ok += int((verdict['ok'] & verdict['single']).sum()); single_all += int(verdict['single'].sum())
-                reach_ok += int((verdict['ok'] & verdict['counts']).sum()); reach_all += int(verdict['counts'].sum())
-                if first is None: first = (agent.plan, verdict)
-            still = []
-            for j, a in zip(live, actions.tolist()):
-                out, reward, terminated, truncated, _ = envs[j].step(a)
-                obs[j] = torch.from_numpy(np.asarray(out['image'])); steps[j] += 1; back[j] += float(reward); traces[j].append(obs[j])
-                won[j] = won[j] or reward > 0
-                if not (terminated or truncated): still.append(j)
-            bar.update(len(live) - len(still))
-            live = still
-        for j in range(len(envs)):
-            rows.append(dict(seed=seeds[j], success=won[j], steps=steps[j], optimum=int(optimum[j]), reward=back[j], predicted=float(first[0].reward[j]),
-                             promised=int(first[0].times[j, first[0].at[j]]), decoded=bool(first[1]['at_goal'][j])))
-            if len(walks) < keep: walks.append(dict(trace=traces[j], **rows[-1]))
-    bar.close()
+    env_id, rows, walks, tally = env_id or agent.env_id, [], [], Counter()
+    with tqdm(total=episodes, desc='episodes', disable=None if progress else True, leave=False) as bar:
+        for start in range(seed, seed + episodes, batch):
+            rooms = Rooms(env_id, list(range(start, min(start + batch, seed + episodes))), agent.planner.model.config)
+            plan, verdict = _play(agent, rooms, tally, bar)
+            for j, s in enumerate(rooms.seeds):
+                rows.append(dict(seed=s, success=rooms.won[j], steps=rooms.steps[j], optimum=int(rooms.optimum[j]), reward=rooms.back[j], predicted=float(plan.reward[j]),
+                                 promised=int(plan.times[j, plan.at[j]]), decoded=bool(verdict['at_goal'][j])))
+                if len(walks) < keep: walks.append(dict(trace=rooms.trace[j], **rows[-1]))
+    return dict(env=env_id, episodes=episodes, seed=seed, **_summary(rows, tally), rows=rows, walks=walks)
+
+# %% ../nbs/12_planner.ipynb #e06a4c64
+def _summary(rows, tally):
     mean = lambda name: float(np.mean([float(r[name]) for r in rows]))
     done = [r['steps'] / r['optimum'] for r in rows if r['success'] and r['optimum']]
-    return dict(env=env_id, episodes=episodes, seed=seed, success=mean('success'), steps_over_optimum=float(np.mean(done)) if done else float('nan'),
+    return dict(success=mean('success'), steps_over_optimum=float(np.mean(done)) if done else float('nan'),
                 predicted_reward=mean('predicted'), executed_reward=mean('success'), decoded_at_goal=mean('decoded'), mean_return=mean('reward'),
-                lawful_rate=single_ok / max(1, single_all), reachable_rate=reach_ok / max(1, reach_all), plans=plans,
-                ms_per_plan=1000 * seconds / max(1, plans), rows=rows, walks=walks)
+                lawful_rate=tally['single_ok'] / max(1, tally['single']), reachable_rate=tally['reach_ok'] / max(1, tally['reach']),
+                plans=tally['plans'], ms_per_plan=1000 * tally['seconds'] / max(1, tally['plans']))
 
-# %% ../nbs/12_planner.ipynb #827a0db2
+# %% ../nbs/12_planner.ipynb #719864ce
 def film_episode(
     agent: PlannerAgent,
     seed: int,             # of `env.reset`
@@ -606,7 +629,7 @@ def film_episode(
                                [f'plan: goal in {n:.0f} steps', f'step {step}: ' + ('goal reached' if reward > 0 else 'not solved')]))
     return frames
 
-# %% ../nbs/12_planner.ipynb #78acac58
+# %% ../nbs/12_planner.ipynb #09aa077b
 @dataclass(frozen=True)
 class Recipe:
     "Everything that makes a planner from nothing."
@@ -624,7 +647,7 @@ class Recipe:
     seed: int = 0
     precision: str = 'bf16'
 
-# %% ../nbs/12_planner.ipynb #5ec69dc0
+# %% ../nbs/12_planner.ipynb #f4bdab31
 def train_planner(
     recipe: Recipe,
     out,                       # folder for data, resumable runs and the finished checkpoint

@@ -196,6 +196,7 @@ def fit(
     "Train any model of this book. Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs."
     device = pick_device(device)
     precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
+    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)  # accelerate trains on the current one
     accelerator = Accelerator(cpu=device.type == 'cpu')
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')  # ours: accelerate fixes its own once per process
     if accelerator.device.type != device.type: raise ValueError(f'this process has already trained on {accelerator.device}; start a new one to train on {device}')

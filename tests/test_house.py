@@ -4,6 +4,7 @@ import configparser
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ def test_there_is_one_denoising_loop():
             called = {n.func.id for n in ast.walk(f) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
             if 'sample_step' in called: callers.append(f'{path.stem}.{f.name}')
             if 'alpha_bar' in names and any(isinstance(n, (ast.For, ast.While)) for n in ast.walk(f)): loops.append(f'{path.stem}.{f.name}')
-    over_other_things = {'ddpm.convert', 'ddpm.sample_step', 'forcing.forward'}  # the first two check arguments in a loop, the third walks its blocks
+    # an argument check, blocks of a network, and three that move a point without denoising it: a likelihood, and Langevin chains at a level
+    over_other_things = {'ddpm.sample_step', 'forcing.forward', 'score.flow_log_prob', 'score.annealed_langevin'}
     assert callers == ['ddpm.sample'] and set(loops) <= over_other_things, (callers, loops)
 
 
@@ -80,7 +82,7 @@ def test_runtime_requirements_have_lower_bounds_only():
 
 
 def test_the_readme_is_the_index_notebook():
-    run = subprocess.run(['python3', str(ROOT / '.ci' / 'readme.py'), '--check'], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(ROOT / '.ci' / 'readme.py'), '--check'], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -107,6 +109,11 @@ def test_pages_are_well_formed(path):
     assert prose.count('```') % 2 == 0 and prose.count(':::') % 2 == 0
     assert path.stat().st_size < 2_000_000
     if path.name != 'index.ipynb': assert any(c.get('outputs') for c in book['cells'])
+
+
+def test_every_page_is_in_the_sidebar():
+    text = (ROOT / '_quarto.yml').read_text()
+    assert {p.name for p in NBS} == set(re.findall(r'[\w]+\.ipynb', text.split('sidebar:')[1].split('bibliography')[0]))
 
 
 def test_published_outputs_are_not_smoke():
