@@ -267,7 +267,7 @@ def x0_denoiser(
     target: str = 'v',           # what it was trained to predict
     label: torch.Tensor = None,  # int64 [B]
 ) -> Callable:                   # (x, k, times) -> x0 estimate, without gradients
-    "A network as the samplers want it."
+    "A network as the samplers want it. It keeps no gradients, so it is not for guides that differentiate the prediction."
     _target(target)
     @torch.no_grad()
     def denoise(x, k, times=None): return convert(schedule, x, k, net(x, k, label=label), target, 'x0')

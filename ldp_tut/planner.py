@@ -596,7 +596,7 @@ def _summary(rows, tally):
                 lawful_rate=tally['single_ok'] / max(1, tally['single']), reachable_rate=tally['reach_ok'] / max(1, tally['reach']),
                 plans=tally['plans'], ms_per_plan=1000 * tally['seconds'] / max(1, tally['plans']))
 
-# %% ../nbs/12_planner.ipynb #719864ce
+# %% ../nbs/12_planner.ipynb #80414656
 def film_episode(
     agent: PlannerAgent,
     seed: int,             # of `env.reset`
@@ -629,7 +629,7 @@ def film_episode(
                                [f'plan: goal in {n:.0f} steps', f'step {step}: ' + ('goal reached' if reward > 0 else 'not solved')]))
     return frames
 
-# %% ../nbs/12_planner.ipynb #09aa077b
+# %% ../nbs/12_planner.ipynb #c2c2a324
 @dataclass(frozen=True)
 class Recipe:
     "Everything that makes a planner from nothing."
@@ -647,7 +647,7 @@ class Recipe:
     seed: int = 0
     precision: str = 'bf16'
 
-# %% ../nbs/12_planner.ipynb #f4bdab31
+# %% ../nbs/12_planner.ipynb #e8267dce
 def train_planner(
     recipe: Recipe,
     out,                       # folder for data, resumable runs and the finished checkpoint

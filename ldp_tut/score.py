@@ -177,7 +177,7 @@ def flow_log_prob(
 class ModelBasedDenoiser:
     """E[u | x^k] for plans in proportion to N(0, I) exp(-cost / temperature), by importance sampling from a simulator (@eq-mbd; after Pan et al. 2024).
 
-    No network and no data. With many candidates it is exact; with few, and a small temperature, the best guess takes all the weight."""
+    No network and no data. In the limit of many candidates it is exact; with few, and a small temperature, the best guess takes all the weight."""
     def __init__(self,
         cost: Callable,            # plans [N, H, D] -> cost [N], any simulator
         schedule: NoiseSchedule,
