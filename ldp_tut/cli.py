@@ -178,7 +178,7 @@ def _bench_training(model, windows, device):
     "Tokens per second of a full training step of the denoiser (bf16 autocast)."
     import torch
     from ldp_tut.planner import Latents, PlannerModel, planner_batches, planner_loss
-    batch = planner_batches(windows, Latents(model.world, windows, progress=False), 256, model.config.longest, (12,))(0, torch.Generator().manual_seed(0))
+    batch = planner_batches(windows, Latents(model.world, windows, progress=False), 256, model.config.longest, (12,), (12,))(0, torch.Generator().manual_seed(0))
     batch, noise = {n: v.to(device) for n, v in batch.items()}, torch.Generator(device).manual_seed(0)
     student = PlannerModel(model.config).to(device); student.world.freeze()
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])

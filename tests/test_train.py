@@ -1,5 +1,8 @@
 "The training loop: exact resume, checkpoints that are whole or refused, losses that stop."
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,3 +84,25 @@ def test_configuration_at_the_door():
     with pytest.raises(ValueError, match='unknown device'): pick_device('gpu')
     rates = [learning_rate(s, TrainConfig(steps=100, warmup=10, lr=1.)) for s in range(100)]
     assert rates[0] == .1 and max(rates) == 1 and rates[-1] < .06
+
+
+def test_two_processes_share_one_training_run(tmp_path):
+    "Started by torchrun, as `accelerate launch` does it: each process draws its own batches, both end with the same weights, one of them saves."
+    script = tmp_path / 'run.py'
+    script.write_text('''
+import json, sys, torch
+from pathlib import Path
+from ldp_tut.train import TrainConfig, fit
+torch.manual_seed(0)
+model, folder = torch.nn.Linear(4, 1), Path(sys.argv[1])
+def batches(step, g): x = torch.randn(16, 4, generator=g); return x, x.sum(1, keepdim=True)
+run = fit(model, lambda m, b, g: (m(b[0]) - b[1]).pow(2).mean(), batches, TrainConfig(steps=30, lr=1e-1, warmup=5), folder / 'run.safetensors', 'cpu', progress=False)
+rank = torch.distributed.get_rank()
+(folder / f'{rank}.json').write_text(json.dumps(dict(first=run.history[0]['loss'], weight=model.weight[0].tolist())))
+''')
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(script), str(tmp_path)],
+                          capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', **({'GLOO_SOCKET_IFNAME': 'lo'} if sys.platform == 'linux' else {})})
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / f'{r}.json').read_text()) for r in (0, 1))
+    assert one['first'] != two['first'] and one['weight'] == pytest.approx(two['weight'], abs=1e-6)
+    assert load_checkpoint(tmp_path / 'run.safetensors')[1]['step'] == 30
