@@ -601,6 +601,7 @@ def film_episode(
     agent: PlannerAgent,
     seed: int,             # of `env.reset`
     size: int = 14,        # pixels of a cell
+    most: int = 60,        # frames of the walk; of a longer one, every second or third step is shown
 ) -> list:                 # PIL images
     "One episode: the first plan being denoised, then every plan beside the walk it led to."
     env, model = make_env(agent.env_id), agent.planner.model
@@ -627,7 +628,9 @@ def film_episode(
         walk.append(tuple(int(v) for v in env.unwrapped.agent_pos))
     frames.append(side_by_side([frames[-1].crop((0, 18, left.width, 18 + left.height)), right('')[0]],
                                [f'plan: goal in {n:.0f} steps', f'step {step}: ' + ('goal reached' if reward > 0 else 'not solved')]))
-    return frames
+    opening = len(plan.film)
+    every = -(-(len(frames) - opening) // most)  # rounded up: a wandering episode must not make a film of a megabyte
+    return frames[:opening] + frames[opening:-1:every] + frames[-1:]
 
 # %% ../nbs/12_planner.ipynb #c2c2a324
 @dataclass(frozen=True)
