@@ -144,7 +144,7 @@ def run_plan(a) -> dict:
         walks = report['walks']
         pick = next((w for w in walks if w['success'] and w['optimum'] >= 12), next((w for w in walks if w['success']), walks[0]))
         report['gif'] = str(save_gif(film_episode(agent, pick['seed']), a.gif))
-        report['gif_seed'] = pick['seed']
+        report['gif_seed'], report['gif_solved'] = pick['seed'], bool(pick['success'])
     return report
 
 def run_eval(a) -> dict:
@@ -219,7 +219,7 @@ def _tell(command, r):
              f"  far token at goal    {r['decoded_at_goal']:7.1%}  (the first plan's far token, decoded)",
              f"  lawful steps         {r['lawful_rate']:7.1%}  (decoded one-step transitions; {r['reachable_rate']:.1%} of all strides can be walked in time)",
              f"  time                 {r['ms_per_plan']:7.1f}  ms per plan ({r['plans']:,} plans, in batches)"]
-    if r.get('gif'): lines.append(f"  film                 {r['gif']}  (room {r['gif_seed']})")
+    if r.get('gif'): lines.append(f"  film                 {r['gif']}  (room {r['gif_seed']}, {'one of the solved ones' if r['gif_solved'] else 'none was solved'})")
     return '\n'.join(lines)
 
 # %% ../nbs/18_command_line.ipynb #63a60b57

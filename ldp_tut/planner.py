@@ -608,7 +608,6 @@ def film_episode(
     obs = read_image(env.reset(seed=int(seed))[0], model.config)
     cells, pose = read_grid(env)
     walk, frames, done, step = [tuple(pose[:2].tolist())], [], False, 0
-    horizon = None
     def right(text): return draw_room(cells, read_grid(env)[1], walk=walk, size=size), text
     agent.begin([int(seed)])
     plan = agent.planner.plan(obs[None], [int(seed) * 10_007], film=True)

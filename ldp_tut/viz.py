@@ -139,7 +139,6 @@ def points_film(
     limit: float = 2.5,  # the picture shows [-limit, limit] in both directions
     size: int = 200,     # pixels
     radius: float = 1.3,
-    under=None,          # a PIL image of that size to draw on
 ) -> list:               # PIL images
     "Clouds of points on the move."
     states = [np.asarray(s, float) for s in states]
@@ -150,7 +149,7 @@ def points_film(
         paint = [tuple(int(127 + 105 * np.cos(2 * np.pi * (u + shift))) for shift in (0, 1 / 3, 2 / 3)) for u in turn]
     frames = []
     for points in states:
-        image = under.copy() if under is not None else Image.new('RGB', (size, size), rgb(PAPER))
+        image = Image.new('RGB', (size, size), rgb(PAPER))
         draw = ImageDraw.Draw(image)
         for (x, y), c in zip((points * (1, -1) / limit + 1) * size / 2, paint):
             if 0 <= x < size and 0 <= y < size: draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=c)

@@ -139,7 +139,7 @@ def test_a_world_model_learns_a_small_world():
 
 
 def test_the_shipped_planner_is_better_than_wandering():
-    "Sixteen held-out rooms in the real environment; a wanderer reaches about one goal in five within the time limit, and sixteen rooms are too few for a higher bar that holds on every machine."
-    report = evaluate(load_pretrained('fourrooms', 'cpu'), 16, progress=False)
-    assert report['success'] >= 0.25
+    "Forty-eight held-out rooms in the real environment (sixteen vary too much for a bar like this); a wanderer reaches about one goal in five within the time limit."
+    report = evaluate(load_pretrained('fourrooms', 'cpu'), 48, progress=False)
+    assert report['success'] >= 0.4
     assert report['lawful_rate'] >= 0.5
