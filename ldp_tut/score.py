@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from fastcore.basics import patch
 
-from .ddpm import NoiseSchedule
+from .ddpm import NoiseSchedule, check_levels
 
 # %% ../nbs/02_score.ipynb #56f611b1
 class GaussianMixture:
@@ -56,9 +56,8 @@ def _noised(self: GaussianMixture, x, k):
     if not len(x): raise ValueError('x is empty: give at least one plan')
     if x.shape[1:] != (self.H, self.D): raise ValueError(f'x must be [B, {self.H}, {self.D}], got {list(x.shape)}')
     if k is None: k = torch.zeros(x.shape[:2], dtype=torch.long)
-    if k.dtype.is_floating_point or k.dtype == torch.bool: raise TypeError(f'levels k must be integers, got {k.dtype}')
+    check_levels(k, self.schedule.K)
     if k.shape != x.shape[:2]: raise ValueError(f'levels k must be [B, H] = {list(x.shape[:2])}, got {list(k.shape)}')
-    if int(k.min()) < 0 or int(k.max()) > self.schedule.K: raise ValueError(f'levels must lie in 0..{self.schedule.K}, got {int(k.min())}..{int(k.max())}')
     rows, which = k.unique(dim=0, return_inverse=True)             # as many factorisations as there are different rows of levels
     a = self.schedule.alpha_bar.double()[rows].repeat_interleave(self.D, 1)
     A = a.sqrt()

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import io
 import json
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ class Film:
         still = io.BytesIO(); self.frames[-1].convert('RGB').quantize(self.colours, dither=Image.Dither.NONE).save(still, format='PNG', optimize=True)
         data = lambda kind, raw: f'data:image/{kind};base64,' + base64.b64encode(raw).decode()
         html = (f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{data("png", still.getvalue())}">'
-                f'<img src="{data("gif", self.gif())}" alt="{self.alt}"></picture>')
+                f'<img src="{data("gif", self.gif())}" alt="{escape(self.alt)}"></picture>')
         return {'text/html': html, 'image/png': base64.b64encode(still.getvalue()).decode()}
 
 # %% ../nbs/90_viz.ipynb #f2852f39

@@ -51,6 +51,8 @@ BAD = [  # function, call, exception, words of the sentence
     ('ddpm.add_noise', lambda: ddpm.add_noise(S, X.long(), K, X.long()), TypeError, 'x must be a floating-point'),
     ('ddpm.add_noise', lambda: ddpm.add_noise(S, X, META, X), ValueError, 'k are on meta and x on cpu'),
     ('ddpm.add_noise', lambda: ddpm.add_noise(S, X, 5, X), TypeError, 'k must be an integer tensor, got int'),
+    ('ddpm.check_levels', lambda: ddpm.check_levels(K.bool(), 10), TypeError, 'k must be integers, got torch.bool'),
+    ('ddpm.check_levels', lambda: ddpm.check_levels(K, 4), ValueError, r'0\.\.4, got 5\.\.5'),
     ('ddpm.convert', lambda: ddpm.convert(S, X, K, X, 'noise', 'x0'), ValueError, "'eps', 'x0' or 'v', got 'noise'"),
     ('ddpm.convert', lambda: ddpm.convert(S, X, K, X[:1], 'eps', 'x0'), ValueError, r'value \[1, 2, 4\]'),
     ('ddpm.posterior', lambda: ddpm.posterior(S, X, X, 0 * K), ValueError, 'k must be at least 1'),
