@@ -6,20 +6,27 @@ Docs: https://ldp-tut.github.io/ldp_tut/envs.html.md"""
 
 # %% auto #0
 __all__ = ['EMPTY', 'WALL', 'FLOOR', 'DOOR', 'KEY', 'BALL', 'BOX', 'GOAL', 'LAVA', 'AGENT', 'OPEN', 'CLOSED', 'LOCKED', 'LEFT',
-           'RIGHT', 'FORWARD', 'PICKUP', 'DROP', 'TOGGLE', 'DONE', 'ACTION_NAMES', 'STEP_X', 'STEP_Y', 'FAR',
-           'make_env', 'read_grid', 'paint_agent', 'split_agent', 'GridTwin', 'layouts', 'distance_to', 'goal_cell',
-           'steer', 'shortest_plan', 'optimal_steps']
+           'RIGHT', 'FORWARD', 'PICKUP', 'DROP', 'TOGGLE', 'DONE', 'ACTION_NAMES', 'STEP_X', 'STEP_Y', 'CLASSIC',
+           'VIEWS', 'FAR', 'MAZES', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'GridTwin', 'layouts',
+           'distance_to', 'goal_cell', 'steer', 'shortest_plan', 'MazeTask', 'need_mazes', 'PointMaze', 'MazeMap',
+           'point_mazes', 'BlockTable', 'BlockStacking', 'optimal_steps']
 
 # %% ../nbs/04_envs.ipynb #d10df8de
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from io import StringIO
+from itertools import permutations
 
 import gymnasium as gym
 import numpy as np
 import torch
 from fastcore.basics import patch
 from minigrid.core.constants import OBJECT_TO_IDX, STATE_TO_IDX
-from minigrid.wrappers import FullyObsWrapper
+from minigrid.wrappers import FullyObsWrapper, RGBImgObsWrapper
 from tqdm.auto import tqdm
 
 # %% ../nbs/04_envs.ipynb #ba28fd87
@@ -32,22 +39,33 @@ STEP_X = torch.tensor([1, 0, -1, 0])    # direction 0 is +x, 1 is +y (down), 2 i
 STEP_Y = torch.tensor([0, 1, 0, -1])
 
 # %% ../nbs/04_envs.ipynb #558ec23c
+CLASSIC = ('Acrobot-v1', 'CartPole-v1', 'MountainCar-v0', 'MountainCarContinuous-v0', 'Pendulum-v1')
+VIEWS = dict(full=FullyObsWrapper, partial=lambda env: env, rgb=RGBImgObsWrapper)
+
+def _known(env_id):
+    if env_id in gym.registry: return
+    first = env_id.split('-')[:2] if env_id.startswith('MiniGrid-') else env_id.split('-')[:1]
+    close = [i for i in gym.registry if i.split('-')[:len(first)] == first]
+    raise ValueError(f"unknown environment id {env_id!r}: " + (f"did you mean {', '.join(close[:4])}?" if close else 'ids look like MiniGrid-FourRooms-v0'))
+
 def make_env(
-    env_id: str,            # a registered MiniGrid id, e.g. `MiniGrid-FourRooms-v0`
+    env_id: str,            # a MiniGrid id, one of gymnasium's classic control tasks (`CLASSIC`), or a PointMaze id
     render: bool = False,   # also able to `render()` RGB frames
+    view: str = 'full',     # MiniGrid only. 'full': symbols [W, H, 3]; 'partial': the agent's own 7 x 7; 'rgb': pixels [8 H, 8 W, 3]
     **kwargs,               # passed on to `gymnasium.make`
 ) -> gym.Env:
-    "The environment with its fully observed symbolic grid: `obs['image']` is uint8 `[W, H, 3]`. Raises `ValueError` for an unknown id."
+    "One door to every world of the book. MiniGrid's `obs['image']` is uint8. Raises `ValueError` for an unknown id or view."
     import minigrid  # noqa: F401  (registers the ids)
-    if env_id not in gym.registry:
-        close = [i for i in gym.registry if 'MiniGrid' in i and env_id.split('-')[1:2] == i.split('-')[1:2]] if '-' in env_id else []
-        hint = f"did you mean {', '.join(close[:4])}?" if close else 'ids look like MiniGrid-FourRooms-v0'
-        raise ValueError(f"unknown environment id {env_id!r}: {hint}")
-    if not env_id.startswith('MiniGrid-'):
-        raise ValueError(f'{env_id!r} is not a MiniGrid environment; this adapter reads MiniGrid grids (ids start with MiniGrid-)')
+    if view not in VIEWS: raise ValueError(f'unknown view {view!r}: choose one of {", ".join(VIEWS)}')
+    if env_id.startswith('PointMaze_'): need_mazes()
+    _known(env_id)
+    if not env_id.startswith(('MiniGrid-', 'PointMaze_', 'ldp_tut/')) and env_id not in CLASSIC:
+        raise ValueError(f'{env_id!r} is not a MiniGrid, point maze or classic control environment: this book has no adapter for it')
+    if env_id.startswith('PointMaze_'): kwargs = dict(continuing_task=True, reset_target=False) | kwargs  # the registered defaults are not what their docstring says
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return FullyObsWrapper(gym.make(env_id, render_mode='rgb_array' if render else None, disable_env_checker=True, **kwargs))
+        env = gym.make(env_id, render_mode='rgb_array' if render else None, disable_env_checker=True, **kwargs)
+        return VIEWS[view](env) if env_id.startswith('MiniGrid-') else env
 
 # %% ../nbs/04_envs.ipynb #3f48a79a
 def read_grid(
@@ -85,20 +103,22 @@ class GridTwin:
     """Thousands of MiniGrid rooms stepped at once in torch.
 
     Supports walls, floor, goals, lava, doors, keys and balls, with MiniGrid's own rules; `tests/test_envs.py` plays both side by side.
-    Rooms that have ended stay as they are. Raises `ValueError` for objects it has no rule for."""
+    Works on the device of `cells`. Rooms that have ended stay as they are. Raises `ValueError` for objects it has no rule for."""
     def __init__(self,
         cells: torch.Tensor,            # uint8 [N, W, H, 3], without the agent
         pose: torch.Tensor,             # int64 [N, 3]
         max_steps: int = 100,           # truncation, in steps
         carrying: torch.Tensor = None,  # uint8 [N, 2] object and colour in hand; object 0 is an empty hand
+        prize: int = 0,                 # picking up this object wins (KeyCorridor's ball); 0: only the goal cell wins
     ):
         unknown = set(cells[..., 0].unique().tolist()) - {EMPTY, WALL, FLOOR, DOOR, KEY, BALL, GOAL, LAVA}
         if unknown: raise ValueError(f'the twin has no rule for objects {sorted(unknown)} (boxes, unseen cells and agents are not supported)')
         self.cells, self.pose, self.max_steps = cells.clone(), pose.long().clone(), max_steps
-        N = len(cells)
-        self.carrying = torch.zeros(N, 2, dtype=torch.uint8) if carrying is None else carrying.clone()
-        self.steps = torch.zeros(N, dtype=torch.long)
-        self.terminated, self.truncated = torch.zeros(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
+        self.prize, on = prize, dict(device=cells.device)
+        self.index, self.move_x, self.move_y = torch.arange(len(cells), **on), STEP_X.to(cells.device), STEP_Y.to(cells.device)
+        self.carrying = torch.zeros(len(cells), 2, dtype=torch.uint8, **on) if carrying is None else carrying.clone()
+        self.steps = torch.zeros(len(cells), dtype=torch.long, **on)
+        self.terminated, self.truncated = torch.zeros(len(cells), dtype=torch.bool, **on), torch.zeros(len(cells), dtype=torch.bool, **on)
 
     def __len__(self): return len(self.cells)
     @property
@@ -110,19 +130,19 @@ class GridTwin:
 def front(self: GridTwin):
     "Coordinates of the cell each agent faces: x [N], y [N]."
     x, y, d = self.pose.T
-    return x + STEP_X[d], y + STEP_Y[d]
+    return x + self.move_x[d], y + self.move_y[d]
 
 # %% ../nbs/04_envs.ipynb #e3f51c18
 @patch
 def step(self: GridTwin,
     action: torch.Tensor,  # int64 [N], MiniGrid's seven actions
 ):                         # reward float [N], terminated bool [N], truncated bool [N]
-    "One step everywhere. The reward is MiniGrid's 1 - 0.9 steps / max_steps at the goal, else 0."
+    "One step everywhere. The reward is MiniGrid's 1 - 0.9 steps / max_steps at the goal (or for the prize), else 0."
     live = ~self.done
     self.steps += live
     turn = (action == RIGHT).long() - (action == LEFT).long()
     self.pose[:, 2] = (self.pose[:, 2] + turn * live) % 4
-    i, (fx, fy) = torch.arange(len(self)), self.front()
+    i, (fx, fy) = self.index, self.front()
     front = self.cells[i, fx, fy]
     obj, state = front[:, 0], front[:, 2]
     free = (obj == EMPTY) | (obj == FLOOR) | (obj == GOAL) | (obj == LAVA) | ((obj == DOOR) & (state == OPEN))
@@ -130,6 +150,7 @@ def step(self: GridTwin,
     self.pose[:, 0], self.pose[:, 1] = torch.where(go, fx, self.pose[:, 0]), torch.where(go, fy, self.pose[:, 1])
     if (action > FORWARD).any(): self._handle(action * live, i, fx, fy, front)
     won, lost = go & (obj == GOAL), go & (obj == LAVA)
+    if self.prize: won = won | (live & (action == PICKUP) & (obj == self.prize) & (self.carrying[:, 0] == self.prize))
     self.terminated |= won | lost
     self.truncated |= live & (self.steps >= self.max_steps)
     return won * (1 - 0.9 * self.steps / self.max_steps), self.terminated.clone(), self.truncated.clone()
@@ -146,8 +167,8 @@ def _handle(self: GridTwin, action, i, fx, fy, front):
     unlock = door & (state == LOCKED) & (held == KEY) & (held_colour == colour)
     swing = door & (state != LOCKED)
     new = front.clone()
-    new[take] = torch.tensor([EMPTY, 0, 0], dtype=torch.uint8)
-    new[put] = torch.cat([self.carrying[put], torch.zeros(int(put.sum()), 1, dtype=torch.uint8)], 1)
+    new[take] = new.new_tensor([EMPTY, 0, 0])
+    new[put] = torch.cat([self.carrying[put], torch.zeros_like(self.carrying[put, :1])], 1)
     new[unlock, 2] = OPEN
     new[swing, 2] = torch.where(state[swing] == OPEN, CLOSED, OPEN).to(torch.uint8)
     self.carrying[take] = front[take, :2]
@@ -167,7 +188,7 @@ def layouts(
         env.unwrapped.reset(seed=int(s))
         read.append(read_grid(env))
     cells, pose = map(torch.stack, zip(*read))
-    return GridTwin(cells, pose, env.unwrapped.max_steps)
+    return GridTwin(cells, pose, env.unwrapped.max_steps, prize=BALL if 'KeyCorridor' in env_id else 0)
 
 # %% ../nbs/04_envs.ipynb #988917aa
 FAR = 10_000  # an unreachable pose: larger than any distance on a grid
@@ -239,7 +260,7 @@ def shortest_plan(
     paths = [()]
     while len(layer):
         n, A = len(layer), len(moves)
-        grown = GridTwin(layer.cells.repeat_interleave(A, 0), layer.pose.repeat_interleave(A, 0), 2**31, layer.carrying.repeat_interleave(A, 0))
+        grown = GridTwin(layer.cells.repeat_interleave(A, 0), layer.pose.repeat_interleave(A, 0), 2**31, layer.carrying.repeat_interleave(A, 0), room.prize)
         reward, *_ = grown.step(moves.repeat(n))
         grown_paths = [(p, a) for p in paths for a in moves.tolist()]
         if reward.any():
@@ -251,8 +272,197 @@ def shortest_plan(
             if not dead and (b := row.tobytes()) not in seen: seen.add(b); fresh.append(j)
         if len(seen) > max_states: raise ValueError(f'no goal found within {max_states} states; raise max_states')
         if not fresh: return None
-        layer, paths = GridTwin(grown.cells[fresh], grown.pose[fresh], 2**31, grown.carrying[fresh]), [grown_paths[j] for j in fresh]
+        layer, paths = GridTwin(grown.cells[fresh], grown.pose[fresh], 2**31, grown.carrying[fresh], room.prize), [grown_paths[j] for j in fresh]
     return None
+
+# %% ../nbs/04_envs.ipynb #d803dfae
+@dataclass(frozen=True)
+class MazeTask:
+    "One of D4RL's three mazes. Its reference returns define the normalised score (Fu et al. 2020; values from the registrations of `maze2d-*-v1`)."
+    env_id: str
+    goal_cell: tuple        # (row, column) of the goal
+    max_steps: int          # of an episode
+    random_return: float    # of uniformly random actions: score 0
+    expert_return: float    # of D4RL's waypoint controller: score 100
+
+    def normalised(self, total):
+        "D4RL's score of a return: 100 (return - random) / (expert - random)."
+        return 100 * (total - self.random_return) / (self.expert_return - self.random_return)
+
+MAZES = dict(umaze=MazeTask('PointMaze_UMaze-v3', (1, 1), 300, 23.85, 161.86),
+             medium=MazeTask('PointMaze_Medium-v3', (6, 6), 600, 13.13, 277.39),
+             large=MazeTask('PointMaze_Large-v3', (7, 9), 800, 6.7, 273.99))
+
+# %% ../nbs/04_envs.ipynb #cbbd5f60
+def need_mazes():
+    "Register the point mazes. Raises `ImportError` that says what to install where they are missing."
+    if find_spec('gymnasium_robotics') is None: raise ImportError("the point mazes need gymnasium-robotics: pip install 'ldp_tut[maze]'")
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):  # it prints a notice about other environments
+        warnings.simplefilter('ignore')
+        import gymnasium_robotics
+        gym.register_envs(gymnasium_robotics)
+
+# %% ../nbs/04_envs.ipynb #ffe92143
+class PointMaze(gym.Wrapper):
+    """D4RL's maze2d task on gymnasium-robotics' point maze: state float32 [4] (x, y, velocities; cells and cells per second), two forces in [-1, 1].
+
+    The goal is the centre of the task's cell, starts are uniform over the other cells (within 0.1 of a centre, at rest), the reward is 1 within half a cell of the goal, and only the clock ends an episode. Raises `ValueError` for an unknown maze."""
+    def __init__(self,
+        name: str = 'umaze',      # 'umaze', 'medium' or 'large'
+        max_steps: int = None,    # default the task's
+        render: bool = False,
+    ):
+        if name not in MAZES: raise ValueError(f'unknown maze {name!r}: choose one of {", ".join(MAZES)}')
+        self.task = MAZES[name]
+        super().__init__(make_env(self.task.env_id, render, max_episode_steps=max_steps or self.task.max_steps))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.env.unwrapped.position_noise_range = 0.1
+        self.map = MazeMap(self.env.unwrapped.maze)
+        self.goal = self.map.centre[self.map.cells.index(self.task.goal_cell)]
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.env.reset(seed=seed, options=dict(goal_cell=np.array(self.task.goal_cell)) | (options or {}))
+        self.env.unwrapped.goal = self.goal.copy()
+        self.env.unwrapped.update_target_site_pos()
+        return obs['observation'].astype(np.float32), info
+
+    def step(self, action):
+        obs, _, _, truncated, info = self.env.step(action)
+        state = obs['observation'].astype(np.float32)
+        return state, float(np.hypot(*(state[:2] - self.goal)) <= 0.5), False, truncated, info
+
+# %% ../nbs/04_envs.ipynb #ad2d4972
+class MazeMap:
+    "The cells of a maze and shortest ways between them."
+    def __init__(self, maze):  # gymnasium-robotics' `Maze`
+        self.cells = [(r, c) for r, row in enumerate(maze.maze_map) for c, cell in enumerate(row) if cell != 1]
+        self.centre = np.array([maze.cell_rowcol_to_xy(np.array(c)) for c in self.cells])  # float [C, 2]
+        at, C = {c: i for i, c in enumerate(self.cells)}, len(self.cells)
+        self.distance = np.full((C, C), np.iinfo(np.int64).max)  # [target, cell], in cells
+        self.next = np.tile(np.arange(C), (C, 1))                # [target, cell]: the next cell on the way
+        for t in range(C):
+            self.distance[t, t], queue = 0, [t]
+            for i in queue:
+                for dr, dc in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+                    j = at.get((self.cells[i][0] + dr, self.cells[i][1] + dc))
+                    if j is not None and self.distance[t, j] > self.distance[t, i] + 1:
+                        self.distance[t, j], self.next[t, j] = self.distance[t, i] + 1, i
+                        queue.append(j)
+
+    def nearest(self, xy):  # float [..., 2] -> int [...]
+        "Index of the nearest cell."
+        return ((np.asarray(xy)[..., None, :] - self.centre) ** 2).sum(-1).argmin(-1)
+
+def point_mazes(
+    name: str,              # 'umaze', 'medium' or 'large'
+    n: int,                 # environments; their seeds are seed .. seed+n-1 at `reset(seed=seed)`
+    max_steps: int = None,
+) -> gym.vector.VectorEnv:  # of `PointMaze`; ended ones are not reset
+    "Many point mazes behind one `step`."
+    return gym.vector.SyncVectorEnv([partial(PointMaze, name, max_steps) for _ in range(n)], autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+
+# %% ../nbs/04_envs.ipynb #04ee22ca
+class BlockTable:
+    "Every arrangement of `blocks` on `places`, every move, and exact distances. A move is from * places + to; the useless ones leave everything as it is."
+    def __init__(self, blocks: int = 4, places: int = 4):
+        if not (1 <= blocks <= 5 and 2 <= places <= 5): raise ValueError(f'the table is for 1 to 5 blocks on 2 to 5 places, got {blocks} and {places}')
+        self.blocks, self.places, stacks = blocks, places, []
+        for order in permutations(range(blocks)):
+            for cuts in np.ndindex(*(blocks + 1,) * (places - 1)):
+                edge = (0, *cuts, blocks)
+                if all(a <= b for a, b in zip(edge, edge[1:])): stacks.append(tuple(order[a:b] for a, b in zip(edge, edge[1:])))
+        self.stacks = stacks                                       # per arrangement and place, blocks from the table up
+        self._id = {s: i for i, s in enumerate(stacks)}
+        self.position = np.array([self._place(s) for s in stacks])  # int [S, blocks, 2]: place and height of each block
+        self.next = np.array([[self._id[self._move(s, f, t)] for f in range(places) for t in range(places)] for s in stacks])  # [S, places²]
+
+    def __len__(self): return len(self.stacks)
+
+    def _place(self, stacks):
+        out = np.zeros((self.blocks, 2), np.int64)
+        for p, stack in enumerate(stacks):
+            for height, b in enumerate(stack): out[b] = p, height
+        return out
+
+    def _move(self, stacks, f, t):
+        if f == t or not stacks[f]: return stacks
+        new = list(stacks)
+        new[f], new[t] = stacks[f][:-1], stacks[t] + stacks[f][-1:]
+        return tuple(new)
+
+# %% ../nbs/04_envs.ipynb #3b1a383e
+@patch
+def index(self: BlockTable,
+    position: np.ndarray,  # [..., blocks, 2]: place and height, rounded to whole numbers
+) -> np.ndarray:           # int [...]: the arrangement, -1 where there is none (blocks in one cell, or in the air)
+    "Which arrangement a set of positions is."
+    side, p = self.blocks + self.places + 2, np.rint(np.asarray(position)).astype(np.int64)
+    code = lambda q: (((q[..., 0] + 1) * side + q[..., 1] + 1) * (side * side) ** np.arange(self.blocks)).sum(-1)
+    if not hasattr(self, '_codes'): self._order = np.argsort(code(self.position)); self._codes = code(self.position)[self._order]
+    at = np.searchsorted(self._codes, code(p)).clip(max=len(self) - 1)
+    inside = ((p >= 0) & (p < max(self.blocks, self.places))).all((-1, -2))
+    return np.where(inside & (self._codes[at] == code(p)), self._order[at], -1)
+
+@patch
+def distance(self: BlockTable,
+    target: np.ndarray,  # bool [S]: arrangements that will do
+) -> np.ndarray:         # int [S]: fewest moves to one of them
+    "The exact planner: breadth-first search backwards over the whole table."
+    if not np.any(target): raise ValueError('no arrangement is a target')
+    far = np.where(target, 0, FAR)
+    for d in range(1, FAR):
+        better = (far[self.next].min(1) == d - 1) & (far > d)
+        if not better.any(): return far
+        far[better] = d
+
+# %% ../nbs/04_envs.ipynb #0420a699
+@patch
+def tower(self: BlockTable,
+    order: Sequence = None,  # blocks from the table up; None: any order
+) -> np.ndarray:             # bool [S]
+    "Arrangements that are one tower of all blocks."
+    one = np.array([any(len(stack) == self.blocks and (order is None or stack == tuple(order)) for stack in s) for s in self.stacks])
+    if not one.any(): raise ValueError(f'order must name every block of 0..{self.blocks - 1} once, got {order}')
+    return one
+
+@patch
+def match(self: BlockTable,
+    reference: int,  # an arrangement
+) -> np.ndarray:     # bool [S]
+    "That arrangement alone."
+    return np.arange(len(self)) == reference
+
+# %% ../nbs/04_envs.ipynb #e6a822ab
+class BlockStacking(gym.Env):
+    """Blocks on a table as a gymnasium environment: observation float32 [blocks, 2] (place, height), actions from * places + to.
+
+    `reset(seed, options=dict(target=bool [S], start=arrangement))` sets the task; default is any tower from a uniformly random start. The reward is 1, and the episode ends, when the arrangement is one of the targets."""
+    metadata = dict(render_modes=['rgb_array'])
+
+    def __init__(self, blocks: int = 4, places: int = 4, render_mode: str = None):
+        self.table, self.render_mode = BlockTable(blocks, places), render_mode
+        self.observation_space = gym.spaces.Box(0, max(blocks, places) - 1, (blocks, 2), np.float32)
+        self.action_space = gym.spaces.Discrete(places * places)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        options = options or {}
+        self.target = np.asarray(options.get('target', self.table.tower()))
+        self.at = int(options.get('start', self.np_random.integers(len(self.table))))
+        return self._obs(), dict(fewest_moves=int(self.table.distance(self.target)[self.at]))
+
+    def _obs(self): return self.table.position[self.at].astype(np.float32)
+
+    def step(self, action):
+        self.at = int(self.table.next[self.at, int(action)])
+        done = bool(self.target[self.at])
+        return self._obs(), float(done), done, False, {}
+
+    def render(self):
+        from ldp_tut.viz import draw_blocks
+        return np.asarray(draw_blocks(self._obs(), self.table.places))
+
+if 'ldp_tut/BlockStacking-v0' not in gym.registry: gym.register('ldp_tut/BlockStacking-v0', entry_point='ldp_tut.envs:BlockStacking', max_episode_steps=24)
 
 # %% ../nbs/04_envs.ipynb #4766033b
 def optimal_steps(

@@ -6,7 +6,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/training.html.md"""
 
 # %% auto #0
 __all__ = ['EMA', 'TrainConfig', 'learning_rate', 'pick_device', 'CheckpointError', 'save_checkpoint', 'load_checkpoint',
-           'NonFiniteLoss', 'Run', 'fit']
+           'NonFiniteLoss', 'CSVTracker', 'Run', 'fit']
 
 # %% ../nbs/06_training.ipynb #2bc2a773
 import json
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, on_main_process
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -174,6 +175,29 @@ def _to_device(batch, device):
     if isinstance(batch, (list, tuple)): return type(batch)(_to_device(v, device) for v in batch)
     return batch.to(device, non_blocking=True) if isinstance(batch, torch.Tensor) else batch
 
+# %% ../nbs/06_training.ipynb #fc1ebcb5
+class CSVTracker(GeneralTracker):
+    "One line per logged step: step, then the named values. For `fit(log_with=CSVTracker(path))`."
+    name, requires_logging_directory = 'csv', False
+
+    @on_main_process
+    def __init__(self, path):
+        super().__init__(); self.path, self.names = Path(path), None
+
+    @property
+    def tracker(self): return self.path
+
+    @on_main_process
+    def store_init_configuration(self, values: dict): self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    @on_main_process
+    def log(self, values: dict, step: int = None, **_):
+        if self.names is None: self.names = sorted(values)
+        new = not self.path.exists()
+        with self.path.open('a') as f:
+            if new: f.write(','.join(['step', *self.names]) + '\n')
+            f.write(','.join([str(step), *(f'{values[v]:.6g}' for v in self.names)]) + '\n')
+
 # %% ../nbs/06_training.ipynb #99183668
 @dataclass
 class Run:
@@ -192,12 +216,16 @@ def fit(
     device: str = 'auto',
     progress: bool = True,           # tqdm bar with loss and time left
     stop_at: int = None,             # stop after this many steps in all, as a killed run would
+    log_with=None,                   # a tracker, its name, or a list of them: what `accelerate.Accelerator` takes
+    log_dir=None,                    # for trackers that need a folder
+    log_every: int = 10,             # steps
 ) -> Run:
     "Train any model of this book. Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs."
     device = pick_device(device)
     precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
     if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)  # accelerate trains on the current one
-    accelerator = Accelerator(cpu=device.type == 'cpu')
+    accelerator = Accelerator(cpu=device.type == 'cpu', log_with=log_with, project_dir=log_dir)
+    if log_with: accelerator.init_trackers('ldp_tut', config=asdict(config))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')  # ours: accelerate fixes its own once per process
     if accelerator.device.type != device.type: raise ValueError(f'this process has already trained on {accelerator.device}; start a new one to train on {device}')
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
@@ -217,8 +245,10 @@ def fit(
         ema.update(model)
         run.history.append(dict(step=step, lr=learning_rate(step, config), seconds=time.perf_counter() - began, **parts))
         if step % 10 == 0: bar.set_postfix(loss=f"{parts['loss']:.4f}")
+        if log_with and step % log_every == 0: accelerator.log(dict(parts, lr=run.history[-1]['lr']), step=step)
         if path and accelerator.is_main_process and ((step + 1) % config.save_every == 0 or step + 1 == end):
             _save_run(path, model, ema, optimiser, config, step + 1, before + time.perf_counter() - began); saved = step + 1
+    if log_with: accelerator.end_training()
     ema.copy_to(model)
     run.seconds = before + time.perf_counter() - began
     return run

@@ -1,0 +1,205 @@
+"Planning as sampling: conditions, equalities, choices, and the worlds it is measured in."
+import numpy as np
+import pytest
+import torch
+
+from ldp_tut.data import Normaliser, Slices, Trajectories, wander_blocks
+from ldp_tut.diffuser import (Diffuser, DiffuserConfig, PlanValue, Plans, Support, TemporalUNet, as_plans, choose, conditions, drive_actions, drive_plans, follow, joined,
+                              load_diffuser, match_reward, maze_scores, order_reward, plan, planning, push, reach_of, return_of, save_diffuser, shortest, stack_blocks,
+                              tower_reward, train_diffuser)
+from ldp_tut.envs import MAZES, BlockTable, point_mazes
+from ldp_tut.guidance import ClassifierGuide
+from ldp_tut.train import CheckpointError, TrainConfig
+
+CONFIG = DiffuserConfig(state_dim=4, action_dim=2, stride=2, goal_dims=2, width=16)
+
+
+@pytest.fixture(scope='module')
+def model():
+    torch.manual_seed(0)
+    return Diffuser(CONFIG, Normaliser(torch.linspace(-1, 1, 8), torch.linspace(.5, 2, 8))).eval()
+
+
+START, GOAL = torch.randn(64, 4, generator=torch.Generator().manual_seed(1)), torch.randn(64, 2, generator=torch.Generator().manual_seed(2))
+
+
+def test_conditions_hold_exactly_at_every_iteration(model):
+    known, value = conditions(model, START, GOAL, 16)
+    states = list(planning(model, known, value, iterations=6, limit=9.))
+    assert len(states) == 7 and all(torch.equal(it.x[known], value[known]) for it in states)
+    p = as_plans(model, states[-1].x)
+    assert torch.allclose(p.state[:, 0], START, atol=1e-5) and torch.allclose(p.state[:, -1, :2], GOAL, atol=1e-5)
+    assert not torch.allclose(p.state[:, -1, 2:], p.state[:1, -1, 2:].expand(64, -1))  # what is not asked for is free
+
+
+def test_a_guided_plan_is_the_same_in_a_batch_of_1_and_of_64(model):
+    guide = ClassifierGuide(return_of(model, lambda s: -s[..., :2].pow(2).sum(-1)), 2.)
+    how = dict(tokens=16, iterations=5, guide=guide)
+    many = plan(model, START, GOAL, seeds=range(64), **how)
+    for i in (0, 17, 63):
+        one = plan(model, START[i:i + 1], GOAL[i:i + 1], seeds=[i], **how)
+        assert torch.allclose(one.tokens[0], many.tokens[i], atol=1e-4)
+    free = plan(model, START, GOAL, 16, iterations=5, seeds=range(64))
+    assert (many.tokens - free.tokens).abs().max() > 1e-3, 'this guide does nothing, so the test shows nothing'
+
+
+def test_guidance_zero_equals_unguided(model):
+    guide = ClassifierGuide(return_of(model, lambda s: -s.pow(2).sum(-1)), 0.)
+    a, b = (plan(model, START[:4], GOAL[:4], 16, iterations=5, guide=g) for g in (guide, None))
+    assert torch.allclose(a.tokens, b.tokens, atol=1e-5)
+
+
+def test_seeds_decide(model):
+    a, b, c = (plan(model, START[:2], GOAL[:2], 8, iterations=3, seeds=s) for s in (0, 0, 7))
+    assert torch.equal(a.tokens, b.tokens) and not torch.equal(a.tokens, c.tokens)
+
+
+def test_planning_leaves_gradients_as_it_found_them(model):
+    next(iter(planning(model, *conditions(model, START[:1], None, 8), iterations=2)))
+    assert torch.is_grad_enabled()
+    assert not plan(model, START[:1], None, 8, iterations=2).tokens.requires_grad
+
+
+def test_known_numbers_cost_nothing_and_a_perfect_network_has_no_loss():
+    torch.manual_seed(0)
+    model = Diffuser(DiffuserConfig(2, 0, goal_dims=2, width=8, mults=(1, 1)))
+    plans = torch.randn(32, 8, 2, generator=torch.Generator().manual_seed(0))
+    seen = []
+    class Oracle(torch.nn.Module):  # knows the clean plan, and writes rubbish where the plan is known
+        def forward(self, x, k, known):
+            a = model.schedule.alpha_bar[k][:, None, None]
+            seen.append(known)
+            return torch.where(known, 1e6, (a.sqrt() * x - plans) / (1 - a).sqrt())
+    model.net = Oracle()
+    assert model(plans, torch.Generator().manual_seed(3)) < 1e-6
+    assert seen[0][:, 0].all() and 0 < seen[0][:, -1, 0].float().mean() < 1 and not seen[0][:, 1:-1].any()
+
+
+def test_the_network_takes_lengths_it_can_halve():
+    net, none = TemporalUNet(6, 16, (1, 2, 2)), torch.zeros(1, 10, 6, dtype=torch.bool)
+    for H in (4, 8, 20): assert net(torch.zeros(2, H, 6), torch.tensor([1, 9]), none[:, :1].expand(2, H, -1)).shape == (2, H, 6)
+    with pytest.raises(ValueError, match='multiple of 4, for instance 12'): net(torch.zeros(1, 10, 6), torch.tensor([1]), none)
+    with pytest.raises(ValueError, match='tokens of 6 numbers, got 5'): net(torch.zeros(1, 8, 5), torch.tensor([1]), none)
+    with pytest.raises(ValueError, match='divisible by 8'): TemporalUNet(6, 12)
+
+
+def test_more_stages_see_farther():
+    def wide(mults): torch.manual_seed(0); r = reach_of(TemporalUNet(4, 16, mults), 128); return int((r > r.max() * 1e-3).sum())
+    assert wide((1,)) < wide((1, 1)) < wide((1, 1, 1))
+
+
+def line(n=200, T=60, seed=0):
+    "Walks along the x axis at one of two speeds."
+    rng = np.random.default_rng(seed)
+    speed = rng.choice([-.1, .1], (n, 1)); x = rng.uniform(-1, 1, (n, 1)) + speed * np.arange(T + 1)
+    state = np.stack([x, 0 * x, speed + 0 * x, 0 * x], -1).astype(np.float32)
+    return Trajectories(state, np.zeros((n, T, 2), np.float32), np.zeros((n, T), np.float32), np.full(n, T, np.int32), np.zeros(n, bool))
+
+
+def test_support_believes_the_data_and_not_a_leap():
+    slices = Slices(line(), 2)
+    support = Support(slices, Normaliser.limits(slices.draw(4000, 2, torch.Generator().manual_seed(1))), size=4000)
+    real = slices.draw(50, 16, torch.Generator().manual_seed(9))[..., :4]
+    assert (support(real) <= 1).float().mean() > .9
+    leap = real.clone(); leap[:, 8:, 1] += 1.
+    assert (support(leap) > 2).all()
+
+
+def test_shortest_takes_the_shortest_believable_length(monkeypatch):
+    import ldp_tut.diffuser as module
+    def fake(model, start, goal, tokens, seeds, **_):  # 8 tokens are never enough, 12 only for the second start
+        state = torch.full((len(start), tokens, 4), 0. if tokens == 16 else 5.)
+        state[:, :, 0] = torch.where((start[:, :1] == 2) & (tokens == 12), 0., state[:, :, 0])
+        return Plans(state, torch.zeros(len(start), tokens, 2, 2), state)
+    monkeypatch.setattr(module, 'plan', fake)
+    plans, cost = shortest(None, lambda s: s[:, 0, 0], torch.tensor([[1.] * 4, [2.] * 4]), torch.zeros(2, 2), (8, 12, 16, 20), candidates=3)
+    assert [len(p.state) for p in plans] == [16, 12] and cost.tolist() == [0, 0]
+
+
+def test_choose_picks_each_ones_best_candidate():
+    p = Plans(*(torch.arange(6.).view(6, 1, 1),) * 3)
+    assert choose(p, torch.tensor([0., 5, 1, 9, 2, 3]), 3).state.flatten().tolist() == [1, 3]
+
+
+def test_a_joined_plan_passes_through_its_tokens_with_their_speeds():
+    rng = np.random.default_rng(0)
+    state = rng.standard_normal((5, 4)).astype(np.float32)
+    path = joined(state, 8)
+    assert path.shape == (32, 4) and np.allclose(path[7::8], state[1:], atol=1e-5)
+    between = np.diff(path[:, :2], axis=0) / .01  # finite differences against the stated velocities
+    middle = (path[1:, 2:] + path[:-1, 2:]) / 2
+    assert np.abs(between - middle).max() < .15 * np.abs(middle).max()
+
+
+def test_scores_against_d4rls_definition():
+    task, rewards = MAZES['large'], np.zeros((2, 800)); rewards[0, 300:] = 1
+    s = maze_scores(task, rewards)
+    assert s['success'] == .5 and s['first_reach'] == 301
+    assert s['score'] == pytest.approx(100 * (250 - 6.7) / (273.99 - 6.7)) and task.normalised(273.99) == pytest.approx(100) and task.normalised(6.7) == 0
+
+
+def test_following_a_reachable_path_reaches_the_goal():
+    "An oracle plan (cell centres, at rest) followed by the controller: the protocol itself does not lose."
+    many = point_mazes('umaze', 3); state, _ = many.reset(seed=0); maze, goal = many.envs[0].map, many.envs[0].goal; many.close()
+    wanted = []
+    for xy in state[:, :2]:
+        cell, target, way = maze.nearest(xy), maze.nearest(goal), []
+        while cell != target: cell = maze.next[target, cell]; way += [maze.centre[cell]] * 40
+        way = np.array((way or [goal]) + [goal] * 300)[:300]
+        wanted.append(np.concatenate([way, 0 * way], 1))
+    rewards, states = follow('umaze', np.stack(wanted), 0)
+    assert rewards.any(1).all() and states.shape == (3, 301, 4) and np.allclose(states[:, 0], state)
+    assert push('umaze', np.zeros((2, 5, 2)), 0).shape == (2, 6, 4)
+
+
+def test_rewards_are_zero_exactly_where_the_task_is_met():
+    table = BlockTable()
+    everything = torch.from_numpy(table.position).float()[None]
+    order, reference = np.array([[2, 0, 3, 1]]), 77
+    for reward, met in ((tower_reward, table.tower()), (order_reward(order), table.tower(order[0])), (match_reward(table.position[[reference]]), table.match(reference))):
+        value = reward(everything)[0]
+        assert torch.equal(value > -1e-6, torch.from_numpy(met)) and (value <= 1e-6).all()
+    two = np.array([[2, 0, 3, 1], [0, 1, 2, 3]])
+    rows = order_reward(two)(everything[:, :1].expand(6, -1, -1, -1))
+    assert torch.allclose(rows[:3], order_reward(two[:1])(everything[:, :1]).expand(3, -1)) and torch.allclose(rows[3:], order_reward(two[1:])(everything[:, :1]).expand(3, -1))
+
+
+def test_a_model_learns_a_line_and_reaches_along_it(tmp_path):
+    slices, config = Slices(line(), 2), DiffuserConfig(4, 2, stride=2, goal_dims=2, width=16, mults=(1, 2), shift=1.)
+    model = train_diffuser(slices, config, (8, 16), TrainConfig(steps=250, lr=3e-3, warmup=20, ema=.98), device='cpu', progress=False)
+    p = plan(model, torch.tensor([[0., 0, .1, 0]]).repeat(16, 1), torch.tensor([[1.4, 0]]).repeat(16, 1), 8)
+    error = (p.state[:, :, 0] - torch.linspace(0, 1.4, 8)).abs().mean()
+    assert error < .15 and p.state[:, :, 1].abs().max() < .1
+    again = load_diffuser(save_diffuser(tmp_path / 'line.safetensors', model, dict(seed=0)))
+    assert torch.equal(plan(again, START[:2], GOAL[:2], 8).tokens, plan(model, START[:2], GOAL[:2], 8).tokens)
+    with pytest.raises(CheckpointError, match='no checkpoint'): load_diffuser(tmp_path / 'none.safetensors')
+
+
+def test_warm_starts_stay_near_the_old_plan(model):
+    old = plan(model, START[:8], GOAL[:8], 8, iterations=4)
+    near, far = (plan(model, START[:8], GOAL[:8], 8, iterations=4, warm=old.tokens, level=l, seeds=50) for l in (2, 99))
+    assert (near.tokens - old.tokens).abs().mean() < (far.tokens - old.tokens).abs().mean()
+
+
+def test_the_whole_drive_and_stack_run_and_report(model):
+    config = DiffuserConfig(4, 2, stride=8, goal_dims=2, width=8, mults=(1, 1))
+    torch.manual_seed(0); driver = Diffuser(config).eval()
+    scores, states, plans = drive_plans(driver, lambda s: torch.ones(len(s)), 'umaze', (4, 8), 2, candidates=1, iterations=2)
+    assert states.shape == (2, 301, 4) and len(plans) == 2 and all(len(p.state) == 4 for p in plans) and scores['believable'] == 1
+    for replan, warm in ((0, 0), (2, 0), (2, 2)):
+        s = drive_actions(driver, lambda s: torch.ones(len(s)), 'umaze', (4, 8), 2, replan=replan, warm=warm, candidates=1, iterations=2)
+        assert 0 <= s['success'] <= 1 and s['planning_seconds'] > 0
+    table = BlockTable(3, 3); torch.manual_seed(0); stacker = Diffuser(DiffuserConfig(6, 6, width=8, mults=(1, 1))).eval()
+    s = stack_blocks(stacker, table, np.array([0, 5]), np.stack([table.tower()] * 2), tower_reward, scale=1., candidates=2, tokens=4, moves=2, iterations=2)
+    assert 0 <= s['success'] <= 1 and 0 <= s['lawful'] <= 1
+    assert PlanValue(6, 8, (1, 2))(torch.zeros(3, 8, 6), torch.tensor([0, 1, 2])).shape == (3,)
+
+
+def test_bad_requests_are_refused_at_the_door(model):
+    with pytest.raises(ValueError, match='state_dim and stride'): DiffuserConfig(0, 2)
+    with pytest.raises(ValueError, match='goal_dims must lie'): DiffuserConfig(4, 2, goal_dims=5)
+    with pytest.raises(ValueError, match=r'start must be \[B, 4\]'): conditions(model, torch.zeros(2, 3), None, 8)
+    with pytest.raises(ValueError, match='goal must be'): conditions(model, torch.zeros(2, 4), torch.zeros(2, 4), 8)
+    with pytest.raises(ValueError, match='one seed per plan'): plan(model, START[:3], None, 8, seeds=[1, 2])
+    with pytest.raises(ValueError, match='do their strides agree'): train_diffuser(Slices(line(), 4), CONFIG)
+    with pytest.raises(ValueError, match='multiples of 4'): train_diffuser(Slices(line(), 2), CONFIG, (6, 8), TrainConfig(steps=1))
