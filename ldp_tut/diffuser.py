@@ -7,8 +7,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/diffuser.html.md"""
 # %% auto #0
 __all__ = ['push', 'ResidualBlock', 'TemporalUNet', 'reach_of', 'DiffuserConfig', 'Diffuser', 'train_diffuser', 'save_diffuser',
            'load_diffuser', 'Plans', 'as_plans', 'conditions', 'planning', 'plan', 'Support', 'shortest', 'joined',
-           'follow', 'maze_scores', 'maze_starts', 'follow_plans', 'drive_plans', 'drive_actions', 'tower_reward',
-           'order_reward', 'match_reward', 'return_of', 'choose', 'stack_blocks', 'PlanValue']
+           'follow', 'maze_scores', 'maze_starts', 'follow_plans', 'drive_plans', 'drive_actions', 'replanned',
+           'tower_reward', 'order_reward', 'match_reward', 'return_of', 'choose', 'stack_blocks', 'PlanValue']
 
 # %% ../nbs/07_diffuser.ipynb #851bb7d8
 import time
@@ -58,6 +58,7 @@ class TemporalUNet(nn.Module):
         width: int = 32,           # channels of the first stage
         mults: tuple = (1, 2, 4),  # channels of each stage, in widths
         K: int = 100,              # trained levels
+        ends: bool = True,         # tell every token what is known of the first and the last one
     ):
         super().__init__()
         if width % 8: raise ValueError(f'width must be divisible by 8 (group normalisation), got {width}')
@@ -69,7 +70,9 @@ class TemporalUNet(nn.Module):
         self.middle = two(size[-1], size[-1])
         self.grow = nn.ModuleList(nn.ConvTranspose1d(o, o, 4, 2, 1) for o in size[:0:-1])
         self.up = nn.ModuleList(two(i + o, i) for i, o in zip(size[-2::-1], size[:0:-1]))
-        self.leave = nn.Sequential(nn.Conv1d(size[0], size[0], 5, padding=2), nn.GroupNorm(8, size[0]), nn.SiLU(), nn.Conv1d(size[0], dims, 1))
+        self.leave = nn.Sequential(nn.Conv1d(size[0], size[0], 5, padding=2), nn.SiLU(), nn.Conv1d(size[0], dims, 1))
+        self.gain = nn.Linear(E, dims)
+        self.ends = nn.Sequential(nn.Linear(4 * dims, E), nn.SiLU(), nn.Linear(E, E)) if ends else None
 
     def forward(self,
         x: torch.Tensor,      # float [B, H, dims]: noisy, but for what is known
@@ -79,12 +82,14 @@ class TemporalUNet(nn.Module):
         if x.shape[-1] != self.dims: raise ValueError(f'this network is for tokens of {self.dims} numbers, got {x.shape[-1]}')
         if x.shape[1] % self.multiple: raise ValueError(f'{x.shape[1]} tokens cannot be halved {len(self.shrink)} times: use a multiple of {self.multiple}, for instance {-(-x.shape[1] // self.multiple) * self.multiple}')
         level, h, across = self.level(k), torch.cat([x, known.to(x.dtype)], -1).transpose(1, 2), []
+        straight = self.gain(level)[:, None] * x
+        if self.ends is not None: level = level + self.ends(torch.cat([x * known, known.to(x.dtype)], -1)[:, [0, -1]].flatten(1))
         for i, (a, b) in enumerate(self.down):
             h = b(a(h, level), level)
             if i < len(self.shrink): across.append(h); h = self.shrink[i](h)
         for block in self.middle: h = block(h, level)
         for grow, (a, b) in zip(self.grow, self.up): h = b(a(torch.cat([grow(h), across.pop()], 1), level), level)
-        return self.leave(h).transpose(1, 2)
+        return straight + self.leave(h).transpose(1, 2)
 
 # %% ../nbs/07_diffuser.ipynb #04a84556
 def reach_of(
@@ -112,6 +117,7 @@ class DiffuserConfig:
     K: int = 100
     shift: float = 3.           # the schedule's noise, times this
     action_weight: float = 1.   # of an action's squared error beside a state's
+    ends: bool = True           # see `TemporalUNet`
 
     def __post_init__(self):
         if self.state_dim < 1 or self.action_dim < 0 or self.stride < 1: raise ValueError(f'state_dim and stride must be at least 1, action_dim at least 0, got {self.state_dim}, {self.stride}, {self.action_dim}')
@@ -125,7 +131,7 @@ class Diffuser(nn.Module):
     def __init__(self, config: DiffuserConfig, normaliser: Normaliser = None):
         super().__init__()
         self.config, self.schedule = config, shifted(cosine_schedule(config.K), config.shift)
-        self.net = TemporalUNet(config.dims, config.width, tuple(config.mults), config.K)
+        self.net = TemporalUNet(config.dims, config.width, tuple(config.mults), config.K, config.ends)
         self.normaliser = normaliser or Normaliser(torch.zeros(config.dims), torch.ones(config.dims))
         weight = torch.ones(config.dims); weight[config.state_dim:] = config.action_weight
         self.register_buffer('weight', weight / weight.mean(), persistent=False)
@@ -265,26 +271,38 @@ def plan(
 
 # %% ../nbs/07_diffuser.ipynb #57d5625b
 class Support:
-    "How unlike the data a plan is: the distance from its oddest stride (two states in a row, normalised) to the nearest of the data's, over what real windows reach. At most 1 is believable."
+    """How unlike the data a plan is: the worst of its places and of its strides (a displacement and the rest of the state before and after it), each as the distance to the nearest of the data's over what real windows reach.
+
+    At most 1 is believable. The leading `place_dims` of a state are its place; everything is measured in normalised units."""
     def __init__(self,
         slices: Slices,
         normaliser: Normaliser,
+        place_dims: int = 2,
         size: int = 10_000,        # strides kept
+        fine: float = 0.01,        # places are kept on a grid this fine
         quantile: float = 0.99,    # of real windows that count as believable
         seed: int = 0,
     ):
-        g = torch.Generator().manual_seed(seed)
-        self.normaliser, self.dims = normaliser, slices.observation.shape[-1]
-        self.strides, self.scale = self._pairs(slices.draw(size, 2, g)[..., :self.dims])[:, 0], 1.
-        self.scale = float(torch.quantile(self(slices.draw(200, 16, g)[..., :self.dims]), quantile).clamp(min=1e-6))
+        g, self.normaliser, self.place_dims, self.dims = torch.Generator().manual_seed(seed), normaliser, place_dims, slices.observation.shape[-1]
+        seen = normaliser(slices.draw(40 * size, 1, g)[:, 0, :place_dims])
+        self.places = torch.unique((seen / fine).round(), dim=0) * fine
+        self.strides, self.scale = self._strides(normaliser(slices.draw(size, 2, g)[..., :self.dims]))[:, 0], torch.ones(2)
+        self.scale = torch.quantile(self.oddness(slices.draw(200, 16, g)[..., :self.dims]), quantile, dim=0).clamp(min=1e-6)
 
-    def _pairs(self, state):
+    def _strides(self, z):
+        p = self.place_dims
+        return torch.cat([z[:, 1:, :p] - z[:, :-1, :p], z[:, :-1, p:], z[:, 1:, p:]], -1)
+
+    def oddness(self, state: torch.Tensor) -> torch.Tensor:
+        "The largest distance of a place and of a stride [B, 2] of plans [B, H, S] in the data's units; places half-way between tokens count, too."
         z = self.normaliser(state)
-        return torch.cat([z[:, :-1], z[:, 1:]], -1)
+        place = torch.cat([z, (z[:, 1:] + z[:, :-1]) / 2], 1)[..., :self.place_dims]
+        far = lambda rows, data: torch.stack([torch.cdist(r, data).amin(1).amax() for r in rows])
+        return torch.stack([far(place, self.places), far(self._strides(z), self.strides)], 1)
 
     def __call__(self, state: torch.Tensor) -> torch.Tensor:
-        "Cost of each plan [B]: states [B, H, S] in the data's units."
-        return torch.stack([torch.cdist(p, self.strides).amin(1).amax() for p in self._pairs(state)]) / self.scale
+        "Cost of each plan [B]."
+        return (self.oddness(state) / self.scale).amax(1)
 
 # %% ../nbs/07_diffuser.ipynb #04ced2ac
 def shortest(
@@ -396,42 +414,56 @@ def drive_actions(
     lengths: tuple = (8, 16, 24, 32),
     episodes: int = 100,
     seed: int = 10_000,
-    replan: int = 2,          # tokens executed before planning again; 0: never
-    candidates: int = 4,
-    iterations: int = 20,     # of the first plan
-    warm: int = 5,            # iterations of a warm-started one; 0: start from noise again
+    replan: int = 4,          # tokens executed before planning again; 0: never
+    candidates: int = 2,
+    iterations: int = 20,     # of a plan from noise
+    warm: int = 5,            # iterations of a warm-started one; 0: always from noise
 ) -> dict:                    # scores, and seconds spent planning
-    "Execute the planned actions and nothing else, planning again as told. Lengths shrink with what is left to do."
-    task, many = MAZES[name], point_mazes(name, episodes)
+    "Execute the planned actions and nothing else, planning again as told."
+    many, stride = point_mazes(name, episodes), model.config.stride
     state, goal = many.reset(seed=seed)[0], torch.tensor(many.envs[0].goal, dtype=torch.float32).expand(episodes, 2)
-    seconds = -time.perf_counter()
-    plans, _ = shortest(model, support, torch.from_numpy(state), goal, lengths, candidates, seed, iterations=iterations)
-    seconds += time.perf_counter()
-    least, stride, rewards, t = min(lengths), model.config.stride, [], 0
-    while t < task.max_steps:
-        count = replan or max(len(p.state) for p in plans)
-        force = [p.action[:count].flatten(0, 1) for p in plans]
-        force = torch.stack([F.pad(f, (0, 0, 0, count * stride - len(f))) for f in force]).numpy()
-        for f in np.moveaxis(force, 1, 0)[:task.max_steps - t]:
-            state, reward, *_ = many.step(np.clip(f, -1, 1)); rewards.append(reward); t += 1
-        if not replan: plans = [Plans(p.state, p.action * 0, p.tokens) for p in plans]; continue
-        seconds -= time.perf_counter()
-        plans = _again(model, plans, torch.from_numpy(state), goal, replan, least, seed + t, warm, iterations)
-        seconds += time.perf_counter()
+    plans, rewards, T, seconds = None, [], MAZES[name].max_steps, 0.
+    while len(rewards) < T:
+        if plans is None or replan:
+            seconds -= time.perf_counter()
+            plans = replanned(model, support, plans if warm else None, torch.from_numpy(state), goal, lengths, replan, candidates, seed + len(rewards), iterations, warm)
+            seconds += time.perf_counter()
+        count = replan or T // stride + 1
+        force = torch.stack([F.pad(f, (0, 0, 0, count * stride - len(f))) for f in (p.action[:count].flatten(0, 1) for p in plans)]).numpy()
+        for f in np.moveaxis(np.clip(force, -1, 1), 1, 0)[:T - len(rewards)]:
+            state, reward, *_ = many.step(f); rewards.append(reward)
     many.close()
-    return maze_scores(task, np.stack(rewards, 1)) | dict(planning_seconds=seconds)
+    return maze_scores(MAZES[name], np.stack(rewards, 1)) | dict(planning_seconds=seconds)
 
-def _again(model, plans, state, goal, replan, least, seed, warm, iterations):
-    "New plans, each as long as what is left of the old one (rounded up to what the network takes, and never shorter than `least`)."
-    each, out = model.net.multiple, [None] * len(plans)
-    left = [max(least, -(-(len(p.state) - replan) // each) * each) for p in plans]
-    for tokens in sorted(set(left)):
-        rows = [i for i, n in enumerate(left) if n == tokens]
-        old = torch.stack([torch.cat([plans[i].tokens[replan:], plans[i].tokens[-1:].expand(tokens, -1)])[:tokens] for i in rows])
-        how = dict(warm=old, iterations=warm) if warm else dict(iterations=iterations)
-        new = plan(model, state[rows], goal[rows], tokens, seeds=[seed * 10_007 + i for i in rows], **how)
-        for j, i in enumerate(rows): out[i] = new[j]
-    return out
+def replanned(
+    model: Diffuser,
+    support: Support,
+    old: list,               # the plans that have been followed, or None
+    state: torch.Tensor,     # float [B, S]: now
+    goal: torch.Tensor,      # float [B, goal_dims]
+    lengths: tuple,
+    done: int = 4,           # tokens of the old plans that lie behind us
+    candidates: int = 2,
+    seed: int = 0,
+    iterations: int = 20,
+    warm: int = 5,
+) -> list:
+    "What is left of each old plan, noised a little and denoised again; where that is not believable, `shortest` from noise."
+    plans, redo = list(old or [None] * len(state)), list(range(len(state)))
+    if old is not None:
+        each, least = model.net.multiple, min(lengths)
+        left = [max(least, -(-(len(p.state) - done) // each) * each) for p in old]
+        for tokens in sorted(set(left)):
+            rows = [i for i, n in enumerate(left) if n == tokens]
+            rest = torch.stack([torch.cat([old[i].tokens[done:], old[i].tokens[-1:].expand(tokens, -1)])[:tokens] for i in rows])
+            new = plan(model, state[rows], goal[rows], tokens, seeds=[seed * 10_007 + i for i in rows], warm=rest, level=model.config.K // 4, iterations=warm)
+            for j, i in enumerate(rows): plans[i] = new[j]
+            fine = {i for i, cost in zip(rows, support(new.state)) if cost <= 1}
+            redo = [i for i in redo if i not in fine]
+    if redo:
+        fresh, _ = shortest(model, support, state[redo], goal[redo], lengths, candidates, seed, iterations=iterations)
+        for i, p in zip(redo, fresh): plans[i] = p
+    return plans
 
 # %% ../nbs/07_diffuser.ipynb #6a654944
 def tower_reward(position):

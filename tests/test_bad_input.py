@@ -44,6 +44,7 @@ BAD = [  # function, call, exception, words of the sentence
     ('ddpm.cosine_schedule', lambda: ddpm.cosine_schedule(10.), ValueError, r'K must be .*got 10\.0'),
     ('ddpm.cosine_schedule', lambda: ddpm.cosine_schedule(10, -1), ValueError, 's must be .*got -1'),
     ('ddpm.sigmoid_schedule', lambda: ddpm.sigmoid_schedule(10, 3, -3), ValueError, 'start < end'),
+    ('ddpm.shifted', lambda: ddpm.shifted(S, 0), ValueError, 'factor must be positive, got 0'),
     ('ddpm.add_noise', lambda: ddpm.add_noise(S, X, K, X[:2]), ValueError, r'noise \[2, 2, 4\]'),
     ('ddpm.add_noise', lambda: ddpm.add_noise(S, X, K.float(), X), TypeError, 'k must be integers, got torch.float32'),
     ('ddpm.add_noise', lambda: ddpm.add_noise(S, X, K + 6, X), ValueError, r'0\.\.10, got 11\.\.11'),

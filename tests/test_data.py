@@ -1,12 +1,19 @@
 "Collecting, storing, cutting windows."
-import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ldp_tut.data import FIELDS, StoreError, TrajectoryStore, Windows, collect, random_offsets
-from ldp_tut.envs import GridTwin, make_env
+from ldp_tut.data import (FIELDS, Normaliser, Slices, StoreError, Trajectories, TrajectoryStore, Windows, as_vectors, collect, data_card, from_minari, random_offsets, relabel,
+                          returns_to_go, to_minari, wander_blocks, wander_maze)
+from ldp_tut.envs import BlockTable, make_env, point_mazes
 
 CARD = dict(env_id='MiniGrid-FourRooms-v0', policy='wander', seed=0)
 
@@ -53,13 +60,196 @@ def test_shards_read_as_one(episodes, tmp_path):
     assert torch.equal(one.frames([3, 5], [2, 4]), windows.frames([3, 5], [2, 4]))
 
 
-@pytest.mark.parametrize('share', [0., .1, .5, .9, .999])
-@pytest.mark.parametrize('field', ['pose', 'grid', 'length'])
-def test_a_store_cut_off_anywhere_is_refused_in_one_sentence(episodes, tmp_path, field, share):
+def small(n=6, T=9, seed=0):
+    rng = np.random.default_rng(seed)
+    return Trajectories(rng.standard_normal((n, T + 1, 3)).astype(np.float32), rng.standard_normal((n, T, 2)).astype(np.float32), rng.random((n, T)).astype(np.float32),
+                        rng.integers(1, T + 1, n).astype(np.int32), rng.random(n) < .5)
+
+
+@pytest.mark.parametrize('kind', ['grid', 'vector'])
+def test_a_store_cut_off_at_any_byte_is_refused_in_one_sentence_and_the_rest_recovered(episodes, tmp_path, kind):
+    "Every file of a shard, at forty cut points each, first and last bytes among them."
+    data = episodes if kind == 'grid' else small()
+    store = TrajectoryStore(tmp_path)
+    store.append(data, CARD); shard = store.append(data, CARD)
+    for file in sorted(shard.iterdir()):
+        whole = file.read_bytes()
+        for cut in sorted({0, 1, len(whole) - 2, *np.linspace(2, len(whole) - 3, 37).astype(int)}):
+            file.write_bytes(whole[:cut])
+            with pytest.raises(StoreError, match=f'{shard.name}.*(checksum|read|readable).*recover'): store.load()
+        file.write_bytes(whole)
+    assert len(store.load()) == 2
+    file.write_bytes(whole[:-1])
+    assert store.recover() == [shard.name] and len(store.load()) == 1 and store.recover() == []
+    again = store.load()[0]
+    assert all((getattr(again, f) == getattr(data, f)).all() for f in data.__dataclass_fields__)
+    assert len([*tmp_path.glob('broken-*')]) == 1  # set aside, not deleted
+
+
+def test_a_changed_byte_is_noticed(episodes, tmp_path):
     shard = TrajectoryStore(tmp_path).append(episodes, CARD)
-    file = shard / f'{field}.npy'
-    file.write_bytes(file.read_bytes()[:int(share * file.stat().st_size)])
-    with pytest.raises(StoreError, match=f'{field}.npy.*(checksum|read)'): TrajectoryStore(tmp_path).load()
+    for field in FIELDS:
+        file = shard / f'{field}.npy'; whole = bytearray(file.read_bytes())
+        whole[-1] ^= 1; file.write_bytes(whole)
+        with pytest.raises(StoreError, match='checksum'): TrajectoryStore(tmp_path).load()
+        whole[-1] ^= 1; file.write_bytes(whole)
+    assert len(TrajectoryStore(tmp_path).load()) == 1
+
+
+def test_two_writers_are_refused_and_a_killed_one_is_forgotten(tmp_path):
+    store = TrajectoryStore(tmp_path); store.append(small(), CARD)
+    code = f"""
+import sys, time
+from ldp_tut.data import TrajectoryStore
+with TrajectoryStore({str(tmp_path)!r}).writing(): print('holding', flush=True); time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == 'holding\n'
+    with pytest.raises(StoreError, match='written by somebody else'): store.append(small(), CARD)
+    with pytest.raises(StoreError, match='written by somebody else'): store.recover()
+    assert len(store.load()) == 1  # reading is free
+    other.kill(); other.wait()
+    store.append(small(), CARD)
+    assert len(store.load()) == 2
+
+
+def test_one_kind_and_one_environment_a_store(episodes, tmp_path):
+    store = TrajectoryStore(tmp_path); store.append(small(), CARD)
+    with pytest.raises(StoreError, match='choose another folder'): store.append(episodes, CARD)
+    with pytest.raises(StoreError, match='Episodes or Trajectories, not dict'): store.append({}, CARD)
+
+
+@pytest.fixture
+def minari_home(tmp_path, monkeypatch): monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
+
+
+def same(a, b, inside=False):
+    "Equal in every field, beyond the end of an episode too unless `inside`."
+    for f in a.__dataclass_fields__:
+        x, y = np.asarray(getattr(a, f)), np.asarray(getattr(b, f))
+        assert x.dtype == y.dtype, f
+        for e, n in enumerate(a.length): assert (x[e] == y[e]).all() if x.ndim == 1 or not inside or f in ('grid',) else (x[e, :n + (f in ('observation', 'pose'))] == y[e, :n + (f in ('observation', 'pose'))]).all(), (f, e)
+
+
+def test_a_minari_round_trip_loses_nothing(episodes, minari_home):
+    data = small(); data.length[0] = data.action.shape[1]
+    same(data, from_minari(to_minari(data, 'ldp/vectors-v0', dict(policy='none'))), inside=True)
+    same(episodes, from_minari(to_minari(episodes, 'ldp/rooms-v0')))
+    doors = collect('MiniGrid-DoorKey-5x5-v0', 'random', 5, seed=2, progress=False)
+    assert (doors.change[..., 0] >= 0).any(), 'this test needs a door that moved'
+    same(doors, from_minari(to_minari(doors, 'ldp/doors-v0')))
+    with pytest.raises(ValueError, match='choose another id'): to_minari(data, 'ldp/vectors-v0')
+
+
+def test_the_ecosystems_data_works_here(minari_home):
+    "Data recorded with Minari's own collector, discrete actions and all."
+    import minari
+    pytest.importorskip('jax', reason="Minari's collector needs jax, which this book does not")
+    env = minari.DataCollector(gym.make('CartPole-v1'))
+    for seed in range(3):
+        env.reset(seed=seed); done = False
+        while not done: _, _, end, cut, _ = env.step(env.action_space.sample()); done = end or cut
+    data = from_minari(env.create_dataset('ldp/cartpole-v0'))
+    assert data.observation.shape[2] == 4 and data.action.shape[2] == 2 and data.terminated.all()
+
+
+def test_foreign_boxes_and_discrete_actions_come_in(minari_home):
+    "The same, through Minari's buffers: dictionaries of boxes, discrete actions that do not start at 0."
+    import minari
+    from gymnasium.spaces import Box, Dict, Discrete
+    from minari.data_collector import EpisodeBuffer
+    rng, buffers = np.random.default_rng(0), []
+    for i, n in enumerate((3, 5)):
+        end = np.zeros(n, bool); end[-1] = i == 0
+        buffers.append(EpisodeBuffer(id=i, observations=dict(b=rng.random((n + 1, 2)), a=rng.random((n + 1, 1))), actions=np.arange(n) % 3 + 1, rewards=np.arange(n, dtype=float),
+                                     terminations=end, truncations=~end & (np.arange(n) == n - 1), infos={}))
+    made = minari.create_dataset_from_buffers('other/mixed-v0', buffers, observation_space=Dict(a=Box(0, 1, (1,)), b=Box(0, 1, (2,))), action_space=Discrete(3, start=1))
+    data = from_minari('other/mixed-v0')
+    assert data.length.tolist() == [3, 5] and data.terminated.tolist() == [True, False]
+    assert np.allclose(data.observation[1, :6, 0], buffers[1].observations['a'][:, 0]) and np.allclose(data.observation[1, :6, 1:], buffers[1].observations['b'])
+    assert data.action[1].argmax(-1).tolist() == [0, 1, 2, 0, 1] and data.reward[1].tolist() == [0, 1, 2, 3, 4]
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.floats(-50, 50), st.sampled_from(['limits', 'gaussian']))
+@settings(max_examples=40, deadline=None)
+def test_normalisers_undo_themselves_and_leave_constants_alone(dims, constant, level, kind):
+    g = torch.Generator().manual_seed(dims)
+    x = torch.cat([torch.randn(50, dims, generator=g) * torch.logspace(-3, 3, dims), torch.full((50, constant), level)], 1)
+    norm = getattr(Normaliser, kind)(x)
+    y = norm(x)
+    assert torch.allclose(norm.inverse(y), x, rtol=1e-4, atol=1e-5 * x.abs().max()) and y.isfinite().all() and (y[:, dims:] == 0).all()
+    if kind == 'limits': assert torch.allclose(y[:, :dims].amin(0), -torch.ones(dims), atol=1e-5) and torch.allclose(y[:, :dims].amax(0), torch.ones(dims), atol=1e-5)
+    else: assert torch.allclose(y[:, :dims].std(0, unbiased=False), torch.ones(dims), atol=1e-3)
+    assert torch.equal(norm(x[:, :1]), y[:, :1])  # states without their actions
+
+
+def test_slices_are_rows_of_the_data():
+    data = small(5, 20); data.length[:] = [20, 20, 8, 3, 20]; data.terminated[:] = [0, 0, 1, 1, 0]
+    w = Slices(data, 2).at(torch.tensor([1]), torch.tensor([4]), 3)[0]
+    for j in range(3): assert np.allclose(w[j], np.concatenate([data.observation[1, 4 + 2 * j], data.action[1, 4 + 2 * j], data.action[1, 5 + 2 * j]]))
+    absorbed = Slices(data, 2, absorb=True).at(torch.tensor([2]), torch.tensor([6]), 3)[0]
+    assert (absorbed[1:, :3] == torch.tensor(data.observation[2, 8])).all() and (absorbed[1:, 3:] == 0).all() and (absorbed[0, 3:] != 0).all()
+    for absorb, who in ((False, {0, 1, 4}), (True, {0, 1, 2, 3, 4})):
+        s, g, seen = Slices(data, 2, absorb), torch.Generator().manual_seed(0), set()
+        firsts = {tuple(data.observation[e, t]): (e, t) for e in range(5) for t in range(data.length[e] + 1)}
+        for row in s.draw(400, 5, g): e, t = firsts[tuple(row[0, :3].numpy())]; seen.add(e); assert absorb or t + 10 <= data.length[e]
+        assert seen == who
+    with pytest.raises(ValueError, match='the longest has 20 steps'): Slices(data, 2).draw(4, 11, torch.Generator())
+    with pytest.raises(ValueError, match='stride'): Slices(data, 0)
+
+
+def test_returns_run_to_the_end_of_the_episode():
+    data = small(4, 12)
+    value = returns_to_go(data, .9)
+    for e in range(4):
+        n = data.length[e]
+        for t in range(13): assert value[e, t] == pytest.approx(sum(.9 ** (i - t) * data.reward[e, i] for i in range(t, n)), abs=1e-5)
+    with pytest.raises(ValueError, match='discount'): returns_to_go(data, 1.5)
+
+
+def test_relabelled_walks():
+    data = small(6, 15); data.length[:] = 15; data.terminated[:] = False
+    new = relabel(data, lambda s: (s[..., 0] > 1).astype(float), stop=True)
+    for e in range(6):
+        hits = np.flatnonzero(data.observation[e, 1:, 0] > 1)
+        assert new.terminated[e] == bool(len(hits)) and new.length[e] == (hits[0] + 1 if len(hits) else 15) and new.reward[e].sum() == bool(len(hits))
+    assert (relabel(data, lambda s: s[..., 0]).reward == data.observation[:, 1:, 0]).all()
+    with pytest.raises(ValueError, match='reward must return'): relabel(data, lambda s: s)
+
+
+def test_maze_drives_replay_and_cover():
+    data = wander_maze('umaze', 3, 200, seed=4)
+    many = point_mazes('umaze', 3, 200); state, _ = many.reset(seed=4)
+    for t in range(200):
+        assert (data.observation[:, t] == state).all()
+        state, *_ = many.step(data.action[:, t])
+    assert np.abs(data.action).max() <= 1 and not data.terminated.any()
+    assert all((getattr(wander_maze('umaze', 3, 200, seed=4), f) == getattr(data, f)).all() for f in Trajectories.__dataclass_fields__)
+    maze = many.envs[0].map
+    card = data_card(data, maze.nearest(data.observation[..., :2]), policy='wander')
+    assert card['steps'] == 600 and 3 <= card['places_visited'] <= len(maze.cells)
+    with pytest.raises(ValueError, match='at least 1'): wander_maze('umaze', 0)
+
+
+def test_block_data_is_lawful_and_prefers_nothing():
+    table = BlockTable(3, 3); data = wander_blocks(table, 300, 60, seed=1, rest=.5)
+    at = table.index(data.observation.reshape(300, 61, 3, 2))
+    move = data.action[..., :3].argmax(-1) * 3 + data.action[..., 3:].argmax(-1)
+    assert (at >= 0).all() and (table.next[at[:, :-1], move] == at[:, 1:]).all() and (data.action.sum(-1) == 2).all()
+    counts = np.bincount(at.ravel(), minlength=len(table))
+    towers = counts[table.tower()].mean() / counts.mean()
+    assert counts.min() > 0 and towers < 1.3, towers  # a tower is never sought; hard to leave and to reach, it is seen about as often as the rest
+    with pytest.raises(ValueError, match='rest'): wander_blocks(table, 2, 2, rest=1.)
+
+
+def test_poses_as_vectors(episodes):
+    data = as_vectors(episodes)
+    e, t = 3, 5
+    x, y, d = episodes.pose[e, t]
+    assert np.allclose(data.observation[e, t], [x, y, np.cos(d * np.pi / 2), np.sin(d * np.pi / 2)], atol=1e-6)
+    assert data.action[e, t].argmax() == episodes.action[e, t] and data.action[e, t].sum() == 1
+    assert (data.reward.sum(1) == episodes.success).all()
+    with pytest.raises(ValueError, match='turns and steps'): as_vectors(collect('MiniGrid-DoorKey-5x5-v0', 'random', 3, progress=False))
 
 
 def test_other_broken_stores(episodes, tmp_path):

@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings, strategies as st
 
 from ldp_tut.ddpm import (add_noise, convert, cosine_schedule, fused_snr_weight, last, linear_schedule, min_snr_weight, sample,
-                          sample_step, sigmoid_schedule, NoiseSchedule)
+                          sample_step, shifted, sigmoid_schedule, NoiseSchedule)
 
 OURS = {'linear': linear_schedule(1000), 'squaredcos_cap_v2': cosine_schedule(1000)}
 
@@ -126,3 +126,11 @@ def test_schedules_and_levels_at_the_door():
     with pytest.raises(ValueError, match='shape of x0'): add_noise(cosine_schedule(100), x, torch.zeros(2, 3, dtype=torch.long), x[0])
     with pytest.raises(TypeError, match='integers'): add_noise(cosine_schedule(100), x, torch.zeros(2, 3), x)
     with pytest.raises(ValueError, match="'eps', 'x0' or 'v'"): convert(cosine_schedule(100), x, torch.zeros(2, 3, dtype=torch.long), x, 'noise', 'x0')
+
+
+def test_a_shifted_schedule_has_so_much_more_noise():
+    base = cosine_schedule(50)
+    for factor in (.5, 1., 4.):
+        new, k = shifted(base, factor), torch.arange(1, 50)
+        sigma = lambda s: ((1 - s.alpha_bar[k].double()) / s.alpha_bar[k].double()).sqrt()
+        assert torch.allclose(sigma(new), factor * sigma(base), rtol=1e-3) and new.alpha_bar[0] == 1

@@ -1,36 +1,59 @@
 "The batched twin against MiniGrid itself, and the two exact oracles against each other."
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from ldp_tut.envs import (FAR, FORWARD, GridTwin, distance_to, goal_cell, layouts, make_env, optimal_steps, paint_agent, read_grid, shortest_plan,
-                          split_agent, steer)
+from ldp_tut.envs import (CLASSIC, FAR, MAZES, BlockStacking, BlockTable, GridTwin, PointMaze, distance_to, goal_cell, layouts, make_env, optimal_steps, paint_agent,
+                          point_mazes, read_grid, shortest_plan, split_agent, steer)
 
 IDS = ['MiniGrid-FourRooms-v0', 'MiniGrid-Empty-8x8-v0', 'MiniGrid-SimpleCrossingS9N3-v0', 'MiniGrid-LavaCrossingS9N1-v0',
-       'MiniGrid-MultiRoom-N2-S4-v0', 'MiniGrid-MultiRoom-N4-S5-v0', 'MiniGrid-DoorKey-5x5-v0', 'MiniGrid-DoorKey-8x8-v0']
-EPISODES = 12
+       'MiniGrid-MultiRoom-N2-S4-v0', 'MiniGrid-MultiRoom-N4-S5-v0', 'MiniGrid-DoorKey-5x5-v0', 'MiniGrid-DoorKey-8x8-v0',
+       'MiniGrid-KeyCorridorS3R1-v0', 'MiniGrid-KeyCorridorS3R3-v0']
+TRANSITIONS = 10_000  # of each id: 100,000 in all
 
 
 @pytest.mark.parametrize('env_id', IDS)
 def test_twin_equals_minigrid_step_by_step(env_id):
-    "Random play with all seven actions: every observation, reward and ending agrees, in each of a dozen layouts."
-    env, rooms, g = make_env(env_id), layouts(env_id, range(EPISODES)), torch.Generator().manual_seed(0)
-    T = min(rooms.max_steps, 250)
-    script = torch.multinomial(torch.tensor([1., 1., 2., 1., .3, 1., .2]), EPISODES * T, replacement=True, generator=g).view(T, EPISODES)
-    twin, rows = GridTwin(rooms.cells, rooms.pose, rooms.max_steps), []
-    for t in range(T):
-        reward, end, cut = twin.step(script[t])
-        rows.append((twin.observe().numpy(), reward.numpy(), end.numpy(), cut.numpy()))
-    checked = 0
-    for e in range(EPISODES):
-        env.reset(seed=e)
+    "Random play with all seven actions: every cell, pose, reward and ending agrees, layout after layout."
+    env, g, checked, first = make_env(env_id, view='partial').unwrapped, torch.Generator().manual_seed(0), 0, 0
+    env.gen_obs = lambda: {}  # MiniGrid's own view is not compared here, and most of its time goes into it
+    while checked < TRANSITIONS:
+        rooms = layouts(env_id, range(first, first + 20))
+        T = min(rooms.max_steps, 250)
+        script = torch.multinomial(torch.tensor([1., 1., 2., 1., .3, 1., .2]), 20 * T, replacement=True, generator=g).view(T, 20)
+        twin, rows = GridTwin(rooms.cells, rooms.pose, rooms.max_steps, prize=rooms.prize), []
         for t in range(T):
-            obs, reward, end, cut, _ = env.step(int(script[t, e]))
-            assert (rows[t][0][e] == obs['image']).all(), f'{env_id}, layout {e}, step {t}'
-            assert abs(rows[t][1][e] - reward) < 1e-6 and rows[t][2][e] == end and rows[t][3][e] == cut
-            checked += 1
-            if end or cut: break
-    assert checked > EPISODES * 5
+            reward, end, cut = twin.step(script[t])
+            rows.append((twin.cells.numpy().copy(), twin.pose.numpy().copy(), reward.numpy(), end.numpy(), cut.numpy()))
+        for e in range(20):
+            env.reset(seed=first + e)
+            for t in range(T):
+                _, reward, end, cut, _ = env.step(int(script[t, e]))
+                cells, pose = read_grid(env)
+                assert (rows[t][0][e] == cells.numpy()).all() and (rows[t][1][e] == pose.numpy()).all(), f'{env_id}, layout {first + e}, step {t}'
+                assert abs(rows[t][2][e] - reward) < 1e-6 and rows[t][3][e] == end and rows[t][4][e] == cut
+                checked += 1
+                if end or cut: break
+        first += 20
+
+
+@pytest.mark.parametrize('env_id', IDS[::3])
+def test_what_the_twin_shows_is_what_the_wrapper_shows(env_id):
+    env, room, g = make_env(env_id), layouts(env_id, [5]), torch.Generator().manual_seed(1)
+    env.reset(seed=5)
+    for _ in range(60):
+        a = int(torch.randint(0, 7, (1,), generator=g))
+        obs, _, end, cut, _ = env.step(a); room.step(torch.tensor([a]))
+        assert (room.observe()[0].numpy() == obs['image']).all()
+        if end or cut: break
+
+
+def test_the_prize_of_keycorridor_is_taken_by_the_oracle():
+    for seed in range(2):
+        env = make_env('MiniGrid-KeyCorridorS3R1-v0'); env.reset(seed=seed)
+        for a in shortest_plan(layouts('MiniGrid-KeyCorridorS3R1-v0', [seed])): _, reward, done, *_ = env.step(a)
+        assert done and reward > 0
 
 
 def test_ended_rooms_stay_as_they_are():
@@ -79,7 +102,9 @@ def test_distance_to_a_pose_counts_the_last_turn():
 
 def test_bad_worlds_are_refused():
     with pytest.raises(ValueError, match='unknown environment id'): make_env('MiniGrid-Nowhere-v0')
-    with pytest.raises(ValueError, match='not a MiniGrid'): make_env('CartPole-v1')
+    with pytest.raises(ValueError, match='no adapter'): make_env('FrozenLake-v1')
+    with pytest.raises(ValueError, match='unknown view'): make_env('MiniGrid-FourRooms-v0', view='side')
+    with pytest.raises(ValueError, match='unknown maze'): PointMaze('giant')
     cells, pose = read_grid(_reset('MiniGrid-FourRooms-v0'))
     box = cells.clone(); box[5, 5, 0] = 7
     with pytest.raises(ValueError, match='no rule for objects'): GridTwin(box[None], pose[None])
@@ -91,3 +116,88 @@ def test_bad_worlds_are_refused():
 def _reset(env_id):
     env = make_env(env_id); env.reset(seed=0)
     return env
+
+
+@pytest.mark.parametrize('env_id', CLASSIC)
+def test_classic_control_passes_through(env_id):
+    a, b = make_env(env_id), gym.make(env_id)
+    assert (a.reset(seed=3)[0] == b.reset(seed=3)[0]).all() and a.action_space == b.action_space
+
+
+def test_three_views_of_one_room():
+    views = {v: make_env('MiniGrid-FourRooms-v0', view=v).reset(seed=1)[0]['image'] for v in ('full', 'partial', 'rgb')}
+    assert views['full'].shape == (19, 19, 3) and views['partial'].shape == (7, 7, 3) and views['rgb'].shape == (152, 152, 3)
+    assert all(v.dtype == np.uint8 for v in views.values())
+
+
+def test_point_maze_is_d4rls_task():
+    env = PointMaze('umaze')
+    goals, starts = set(), []
+    for seed in range(20):
+        state, _ = env.reset(seed=seed)
+        goals.add(tuple(env.unwrapped.goal)); starts.append(state)
+    assert len(goals) == 1 and tuple(env.goal) in goals and env.map.cells[env.map.nearest(env.goal)] == MAZES['umaze'].goal_cell
+    assert np.abs(np.array(starts)[:, :2] - env.map.centre[env.map.nearest(np.array(starts)[:, :2])]).max() <= .1 + 1e-6  # never a quarter of a cell off
+    state, reward, end, cut, _ = env.step(np.zeros(2, np.float32))
+    assert state.shape == (4,) and state.dtype == np.float32 and not end
+    for _ in range(298): *_, cut, _ = env.step(np.zeros(2, np.float32))
+    assert not cut and env.step(np.zeros(2, np.float32))[3]
+
+
+def test_a_reached_goal_stays_where_it_is_and_goes_on_paying():
+    "gymnasium-robotics' defaults would end the episode or move the goal."
+    env = PointMaze('umaze'); state, _ = env.reset(seed=0)
+    goal, total = env.goal.copy(), 0.
+    for _ in range(300):
+        aim = env.map.centre[env.map.next[env.map.nearest(goal), env.map.nearest(state[:2])]]
+        state, reward, end, *_ = env.step(np.clip(10 * (aim - state[:2]) - state[2:], -1, 1).astype(np.float32)); total += reward
+        assert not end and reward == float(np.hypot(*(state[:2] - goal)) <= .5) and (env.unwrapped.goal == goal).all()
+    assert total > 50
+
+
+def test_maze_distances_are_those_of_a_graph_search():
+    maze = PointMaze('medium').map
+    d = maze.distance
+    assert (d == d.T).all() and (np.diag(d) == 0).all() and d.max() < 40
+    for t, c in ((0, 5), (3, 20), (11, 2)):
+        steps, at = 0, c
+        while at != t: at, steps = maze.next[t, at], steps + 1
+        assert steps == d[t, c]
+
+
+def test_point_mazes_side_by_side_equal_each_alone():
+    many, one = point_mazes('medium', 3), PointMaze('medium')
+    states, (alone, _) = many.reset(seed=7)[0], one.reset(seed=9)
+    force = np.random.default_rng(0).uniform(-1, 1, (50, 3, 2)).astype(np.float32)
+    assert (states[2] == alone).all()
+    for f in force: states, alone = many.step(f)[0], one.step(f[2])[0]
+    assert (states[2] == alone).all()
+
+
+@pytest.mark.parametrize('blocks, places, count', [(2, 3, 12), (3, 3, 60), (4, 4, 840)])
+def test_block_table_counts_and_moves(blocks, places, count):
+    "n! C(n + p - 1, p - 1) arrangements; every move can be undone; indices survive the trip through positions."
+    table = BlockTable(blocks, places)
+    assert len(table) == count and (table.index(table.position) == np.arange(count)).all()
+    for s in range(0, count, 7):
+        for f in range(places):
+            for t in range(places):
+                after = table.next[s, f * places + t]
+                assert after == s or table.next[after, t * places + f] == s
+    assert int(table.tower().sum()) == places * np.prod(range(1, blocks + 1))
+    floating = table.position[0] + np.array([[0, 1]] + [[0, 0]] * (blocks - 1)) * 5
+    assert table.index(floating) == -1 and table.index(np.zeros((blocks, 2))) == -1
+    d = table.distance(table.match(0))
+    assert (np.abs(d[table.next] - d[:, None]) <= 1).all() and d.max() < 20 and (d == 0).sum() == 1
+
+
+def test_block_stacking_is_a_gymnasium_environment():
+    env = gym.make('ldp_tut/BlockStacking-v0')
+    (obs, info), table = env.reset(seed=4, options=dict(target=BlockTable().tower([1, 3, 0, 2]))), BlockTable()
+    far = table.distance(table.tower([1, 3, 0, 2]))
+    for n in range(info['fewest_moves']):
+        obs, reward, done, *_ = env.step(far[table.next[env.unwrapped.at]].argmin())
+        assert done == (n + 1 == info['fewest_moves']) and reward == done
+    with pytest.raises(ValueError, match='every block'): table.tower([0, 0, 1, 2])
+    with pytest.raises(ValueError, match='1 to 5 blocks'): BlockStacking(9)
+    with pytest.raises(ValueError, match='no arrangement'): table.distance(np.zeros(len(table), bool))
