@@ -30,7 +30,7 @@ from .train import CheckpointError, TrainConfig, fit, load_checkpoint, save_chec
 def push(
     name: str,              # a maze
     force: np.ndarray,      # [B, T, 2]: what to do, open loop
-    seed: int,              # environments seed .. seed+B-1
+    seed,                   # environments seed .. seed+B-1, or a list of seeds
 ) -> np.ndarray:            # float32 [B, T+1, 4]: what happened
     "Execute forces in the real maze, without looking."
     many = point_mazes(name, len(force), force.shape[1] + 1)
