@@ -181,8 +181,9 @@ def layouts(
     seeds: Sequence[int],   # one reset per seed
     progress: bool = False, # show a bar
 ) -> GridTwin:
-    "The rooms that `env.reset(seed=s)` builds, for every seed, as one batch."
+    "The rooms that `env.reset(seed=s)` builds, for every seed, as one batch. Raises `ValueError` for worlds without rooms."
     env = make_env(env_id)
+    if not env_id.startswith('MiniGrid-'): raise ValueError(f'{env_id!r} is not a MiniGrid environment: it has no rooms to read')
     read = []
     for s in tqdm(seeds, desc='layouts', disable=None if progress else True, leave=False):
         env.unwrapped.reset(seed=int(s))
