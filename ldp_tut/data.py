@@ -239,7 +239,7 @@ class TrajectoryStore:
 
     def shards(self): return sorted(p for p in self.path.glob('shard-*') if p.is_dir() and not p.name.endswith('.part'))
 
-# %% ../nbs/05_trajectories.ipynb #a093b638
+# %% ../nbs/05_trajectories.ipynb #503598ab
 @patch
 def writing(self: TrajectoryStore) -> FileLock:
     "The right to write, for `with`; raises `StoreError` when another process (or another store object) has it. A killed process gives it back."
@@ -249,6 +249,7 @@ def writing(self: TrajectoryStore) -> FileLock:
     except Timeout: raise StoreError(f'{self.path} is being written by somebody else: wait for it, or choose another folder') from None
     except OSError as e: raise StoreError(f'cannot write {self.path}: {e.strerror or e}') from e
 
+# %% ../nbs/05_trajectories.ipynb #7ba8bc47
 @patch
 def append(self: TrajectoryStore,
     episodes,         # `Episodes` or `Trajectories`
@@ -274,6 +275,7 @@ def append(self: TrajectoryStore,
         except OSError as e: raise StoreError(f'cannot write {self.path / name}: {e.strerror or e}') from e
         return self.path / name
 
+# %% ../nbs/05_trajectories.ipynb #31d6bacc
 @patch
 def _card(self: TrajectoryStore, shard):
     try: return json.loads((shard / 'card.json').read_text())
@@ -282,7 +284,7 @@ def _card(self: TrajectoryStore, shard):
 @patch
 def cards(self: TrajectoryStore): return [self._card(s) for s in self.shards()]
 
-# %% ../nbs/05_trajectories.ipynb #a9770b3b
+# %% ../nbs/05_trajectories.ipynb #8a485127
 @patch
 def load(self: TrajectoryStore, check: bool = True) -> list:
     "Every shard, over memory maps. Raises `StoreError` for an empty, cut off or altered store."
@@ -305,6 +307,7 @@ def _open(self: TrajectoryStore, shard, check):
             raise StoreError(f'{file} cannot be read ({e}); `recover` sets that shard aside') from e
     return kind(**fields)
 
+# %% ../nbs/05_trajectories.ipynb #ee1a4ddd
 @patch
 def recover(self: TrajectoryStore) -> list:  # names of the shards set aside
     "Keep every whole shard, rename the broken ones to `broken-...` and forget half-written ones, so that the rest can be read again. Nothing is deleted."
@@ -498,7 +501,7 @@ def relabel(
     length = np.where(won, (new > 0).argmax(1) + 1, data.length).astype(np.int32)
     return replace(data, reward=new * (np.arange(new.shape[1])[None] < length[:, None]), length=length, terminated=np.asarray(data.terminated) | won)
 
-# %% ../nbs/05_trajectories.ipynb #b67f35f5
+# %% ../nbs/05_trajectories.ipynb #53ecda51
 def _minari():
     try: import minari
     except ImportError: raise ImportError("Minari data needs minari: pip install 'ldp_tut[minari]'") from None
@@ -526,6 +529,7 @@ def to_minari(
     made.storage.update_metadata(dict(ldp_tut=json.dumps(dict(card or {}, kind='grid' if isinstance(data, Episodes) else 'vector'))))
     return made
 
+# %% ../nbs/05_trajectories.ipynb #90a93281
 def _vector_buffers(data):
     from gymnasium.spaces import Box
     rows = ((data.observation[e, :n + 1], data.action[e, :n], data.reward[e, :n], bool(data.terminated[e])) for e, n in enumerate(data.length))
@@ -543,7 +547,7 @@ def _grid_buffers(data):
     side = max(data.grid.shape[1:3])
     return rows(), [Dict(cells=Box(0, 255, data.grid.shape[1:], np.uint8), pose=Box(0, side, (3,), np.int16)), Discrete(7)]
 
-# %% ../nbs/05_trajectories.ipynb #741be62f
+# %% ../nbs/05_trajectories.ipynb #defe3d6d
 def from_minari(
     dataset,  # a `minari.MinariDataset`, or the id of a local one
 ):            # `Trajectories`, or `Episodes` where `to_minari` wrote them
@@ -563,6 +567,7 @@ def from_minari(
     return Trajectories(padded(state, 1), padded(action), padded([np.asarray(e.rewards, np.float32) for e in eps]),
                         np.array([len(e) for e in eps], np.int32), np.array([bool(e.terminations[-1]) for e in eps]))
 
+# %% ../nbs/05_trajectories.ipynb #15a180f4
 def _grid_episodes(eps):
     T, E = max(len(e) for e in eps), len(eps)
     out = Episodes(np.stack([e.observations['cells'][0] for e in eps]), np.zeros((E, T + 1, 3), np.int16), np.full((E, T), -1, np.int8), np.full((E, T, 5), -1, np.int16),

@@ -18,12 +18,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .board import full_board
 from .data import Normaliser, Slices, Trajectories
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .envs import MAZES, MazeTask, point_mazes
+from .guidance import ClassifierGuide, Limited
 from .train import CheckpointError, TrainConfig, fit, load_checkpoint, save_checkpoint
 
 # %% ../nbs/07_diffuser.ipynb #ab861abb
@@ -50,7 +52,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x, level): return self.second(self.first(x) + self.level(level)[..., None]) + self.skip(x)
 
-# %% ../nbs/07_diffuser.ipynb #c4917a78
+# %% ../nbs/07_diffuser.ipynb #ca05fa7c
 class TemporalUNet(nn.Module):
     "Diffuser's network: a U-Net over time that works for any number of tokens divisible by 2^(stages - 1). Raises `ValueError` for others."
     def __init__(self,
@@ -74,22 +76,24 @@ class TemporalUNet(nn.Module):
         self.gain = nn.Linear(E, dims)
         self.ends = nn.Sequential(nn.Linear(4 * dims, E), nn.SiLU(), nn.Linear(E, E)) if ends else None
 
-    def forward(self,
-        x: torch.Tensor,      # float [B, H, dims]: noisy, but for what is known
-        k: torch.Tensor,      # int64 [B]: one level for the whole plan
-        known: torch.Tensor,  # bool [B, H, dims]
-    ) -> torch.Tensor:        # float [B, H, dims]: the clean plan
-        if x.shape[-1] != self.dims: raise ValueError(f'this network is for tokens of {self.dims} numbers, got {x.shape[-1]}')
-        if x.shape[1] % self.multiple: raise ValueError(f'{x.shape[1]} tokens cannot be halved {len(self.shrink)} times: use a multiple of {self.multiple}, for instance {-(-x.shape[1] // self.multiple) * self.multiple}')
-        level, h, across = self.level(k), torch.cat([x, known.to(x.dtype)], -1).transpose(1, 2), []
-        straight = self.gain(level)[:, None] * x
-        if self.ends is not None: level = level + self.ends(torch.cat([x * known, known.to(x.dtype)], -1)[:, [0, -1]].flatten(1))
-        for i, (a, b) in enumerate(self.down):
-            h = b(a(h, level), level)
-            if i < len(self.shrink): across.append(h); h = self.shrink[i](h)
-        for block in self.middle: h = block(h, level)
-        for grow, (a, b) in zip(self.grow, self.up): h = b(a(torch.cat([grow(h), across.pop()], 1), level), level)
-        return straight + self.leave(h).transpose(1, 2)
+# %% ../nbs/07_diffuser.ipynb #2f250ff0
+@patch
+def forward(self: TemporalUNet,
+    x: torch.Tensor,      # float [B, H, dims]: noisy, but for what is known
+    k: torch.Tensor,      # int64 [B]: one level for the whole plan
+    known: torch.Tensor,  # bool [B, H, dims]
+) -> torch.Tensor:        # float [B, H, dims]: the predicted v (@eq-v)
+    if x.shape[-1] != self.dims: raise ValueError(f'this network is for tokens of {self.dims} numbers, got {x.shape[-1]}')
+    if x.shape[1] % self.multiple: raise ValueError(f'{x.shape[1]} tokens cannot be halved {len(self.shrink)} times: use a multiple of {self.multiple}, for instance {-(-x.shape[1] // self.multiple) * self.multiple}')
+    level, h, across = self.level(k), torch.cat([x, known.to(x.dtype)], -1).transpose(1, 2), []
+    straight = self.gain(level)[:, None] * x
+    if self.ends is not None: level = level + self.ends(torch.cat([x * known, known.to(x.dtype)], -1)[:, [0, -1]].flatten(1))
+    for i, (a, b) in enumerate(self.down):
+        h = b(a(h, level), level)
+        if i < len(self.shrink): across.append(h); h = self.shrink[i](h)
+    for block in self.middle: h = block(h, level)
+    for grow, (a, b) in zip(self.grow, self.up): h = b(a(torch.cat([grow(h), across.pop()], 1), level), level)
+    return straight + self.leave(h).transpose(1, 2)
 
 # %% ../nbs/07_diffuser.ipynb #04a84556
 def reach_of(
@@ -104,7 +108,7 @@ def reach_of(
     gradient, = torch.autograd.grad(out[:, tokens // 2 if token is None else token].pow(2).sum(), x)
     return gradient.norm(dim=-1).mean(0).detach()
 
-# %% ../nbs/07_diffuser.ipynb #9b521eb4
+# %% ../nbs/07_diffuser.ipynb #bb55dae4
 @dataclass(frozen=True)
 class DiffuserConfig:
     "What a `Diffuser` is made of; saved in its checkpoint."
@@ -126,6 +130,7 @@ class DiffuserConfig:
     @property
     def dims(self): return self.state_dim + self.stride * self.action_dim
 
+# %% ../nbs/07_diffuser.ipynb #beb6216e
 class Diffuser(nn.Module):
     "A diffusion model of trajectories: network, noise schedule, and the scaling of its data."
     def __init__(self, config: DiffuserConfig, normaliser: Normaliser = None):
@@ -141,20 +146,22 @@ class Diffuser(nn.Module):
         a = self.schedule.alpha_bar[k][:, None, None]
         return a.sqrt() * x - (1 - a).sqrt() * self.net(x, k, known)
 
-    def forward(self,
-        plan: torch.Tensor,            # float [B, H, dims], as data holds it
-        generator: torch.Generator,    # on the plan's device
-        goal_share: float = 0.8,       # of plans that are told where they end
-    ) -> torch.Tensor:
-        "The training loss, @eq-masked, one level per plan."
-        c, (B, H, D), on = self.config, plan.shape, dict(generator=generator, device=plan.device)
-        x0, known = self.normaliser(plan), torch.zeros(plan.shape, dtype=torch.bool, device=plan.device)
-        known[:, 0, :c.state_dim] = True
-        if c.goal_dims: known[:, -1, :c.goal_dims] = (torch.rand(B, **on) < goal_share)[:, None]
-        k = torch.randint(1, c.K + 1, (B,), **on)
-        noise, a = torch.randn(x0.shape, **on), self.schedule.alpha_bar[k][:, None, None]
-        x = torch.where(known, x0, add_noise(self.schedule, x0, k[:, None].expand(B, H), noise))
-        return ((self.net(x, k, known) - (a.sqrt() * noise - (1 - a).sqrt() * x0)).pow(2) * ~known * self.weight).mean()
+# %% ../nbs/07_diffuser.ipynb #788dc471
+@patch
+def forward(self: Diffuser,
+    plan: torch.Tensor,            # float [B, H, dims], as data holds it
+    generator: torch.Generator,    # on the plan's device
+    goal_share: float = 0.8,       # of plans that are told where they end
+) -> torch.Tensor:
+    "The training loss, @eq-masked, one level per plan."
+    c, (B, H, D), on = self.config, plan.shape, dict(generator=generator, device=plan.device)
+    x0, known = self.normaliser(plan), torch.zeros(plan.shape, dtype=torch.bool, device=plan.device)
+    known[:, 0, :c.state_dim] = True
+    if c.goal_dims: known[:, -1, :c.goal_dims] = (torch.rand(B, **on) < goal_share)[:, None]
+    k = torch.randint(1, c.K + 1, (B,), **on)
+    noise, a = torch.randn(x0.shape, **on), self.schedule.alpha_bar[k][:, None, None]
+    x = torch.where(known, x0, add_noise(self.schedule, x0, k[:, None].expand(B, H), noise))
+    return ((self.net(x, k, known) - (a.sqrt() * noise - (1 - a).sqrt() * x0)).pow(2) * ~known * self.weight).mean()
 
 # %% ../nbs/07_diffuser.ipynb #deaa9003
 def train_diffuser(
@@ -230,7 +237,7 @@ def conditions(
     if goal is not None: known[:, -1, :c.goal_dims] = True
     return known, model.normaliser(value)
 
-# %% ../nbs/07_diffuser.ipynb #5b9c2b04
+# %% ../nbs/07_diffuser.ipynb #8a229ace
 def planning(
     model: Diffuser,
     known: torch.Tensor,        # from `conditions`
@@ -259,6 +266,7 @@ def planning(
     for it in sample(denoise, x, full_board(H, top, iterations), schedule=model.schedule, guide=guide, eta=eta, noise=noise[1:]):
         yield it._replace(x=torch.where(known, value, it.x))
 
+# %% ../nbs/07_diffuser.ipynb #7eea80e8
 def plan(
     model: Diffuser,
     start: torch.Tensor,        # float [B, S]
@@ -269,7 +277,7 @@ def plan(
     "Plans from here, to there if there is a goal. With one seed s the plans use s, s+1, ...: each is the same in a batch of 1 and of 64."
     return as_plans(model, last(planning(model, *conditions(model, start, goal, tokens), **how)).x)
 
-# %% ../nbs/07_diffuser.ipynb #57d5625b
+# %% ../nbs/07_diffuser.ipynb #3b0859e9
 class Support:
     """How unlike the data a plan is: the worst of its places and of its strides (a displacement and the rest of the state before and after it), each as the distance to the nearest of the data's over what real windows reach.
 
@@ -293,16 +301,19 @@ class Support:
         p = self.place_dims
         return torch.cat([z[:, 1:, :p] - z[:, :-1, :p], z[:, :-1, p:], z[:, 1:, p:]], -1)
 
-    def oddness(self, state: torch.Tensor) -> torch.Tensor:
-        "The largest distance of a place and of a stride [B, 2] of plans [B, H, S] in the data's units; places half-way between tokens count, too."
-        z = self.normaliser(state)
-        place = torch.cat([z, (z[:, 1:] + z[:, :-1]) / 2], 1)[..., :self.place_dims]
-        far = lambda rows, data: torch.stack([torch.cdist(r, data).amin(1).amax() for r in rows])
-        return torch.stack([far(place, self.places), far(self._strides(z), self.strides)], 1)
+# %% ../nbs/07_diffuser.ipynb #568dc8db
+@patch
+def oddness(self: Support, state: torch.Tensor) -> torch.Tensor:
+    "The largest distance of a place and of a stride [B, 2] of plans [B, H, S] in the data's units; places half-way between tokens count, too."
+    z = self.normaliser(state)
+    place = torch.cat([z, (z[:, 1:] + z[:, :-1]) / 2], 1)[..., :self.place_dims]
+    far = lambda rows, data: torch.stack([torch.cdist(r, data).amin(1).amax() for r in rows])
+    return torch.stack([far(place, self.places), far(self._strides(z), self.strides)], 1)
 
-    def __call__(self, state: torch.Tensor) -> torch.Tensor:
-        "Cost of each plan [B]."
-        return (self.oddness(state) / self.scale).amax(1)
+@patch
+def __call__(self: Support, state: torch.Tensor) -> torch.Tensor:
+    "Cost of each plan [B]."
+    return (self.oddness(state) / self.scale).amax(1)
 
 # %% ../nbs/07_diffuser.ipynb #04ced2ac
 def shortest(
@@ -328,7 +339,7 @@ def shortest(
             if odd[j, i] < cost[b]: best[b], cost[b] = p[j * candidates + i], odd[j, i]
     return best, cost
 
-# %% ../nbs/07_diffuser.ipynb #0aab0e8b
+# %% ../nbs/07_diffuser.ipynb #aa9de1b4
 def joined(
     state: np.ndarray,      # [H, 4]: places and velocities, one token every `stride` steps
     stride: int,
@@ -341,6 +352,7 @@ def joined(
     speed = ((6 * u**2 - 6 * u) * (p[:-1] - p[1:]) + (3 * u**2 - 4 * u + 1) * T * v[:-1] + (3 * u**2 - 2 * u) * T * v[1:]) / T
     return np.concatenate([place, speed], -1).reshape(-1, 4)
 
+# %% ../nbs/07_diffuser.ipynb #37648b20
 def follow(
     name: str,              # a maze
     wanted: np.ndarray,     # [B, T, 4]: state to be in after each step
@@ -359,7 +371,7 @@ def follow(
     many.close()
     return np.stack(rewards, 1), np.stack(states, 1)
 
-# %% ../nbs/07_diffuser.ipynb #c69f8580
+# %% ../nbs/07_diffuser.ipynb #90aa15da
 def maze_scores(
     task: MazeTask,
     rewards: np.ndarray,  # [B, T]: 1 within half a cell of the goal
@@ -376,6 +388,7 @@ def maze_starts(name: str, episodes: int, seed: int) -> tuple:  # start float32 
     many.close()
     return start, goal.expand(episodes, 2)
 
+# %% ../nbs/07_diffuser.ipynb #341c8eba
 def follow_plans(
     model: Diffuser,
     plans: list,             # one `Plans` of a single plan per episode
@@ -390,6 +403,7 @@ def follow_plans(
     rewards, states = follow(name, wanted, seed)
     return maze_scores(MAZES[name], rewards), states
 
+# %% ../nbs/07_diffuser.ipynb #e075108c
 def drive_plans(
     model: Diffuser,
     support: Support,
@@ -406,7 +420,7 @@ def drive_plans(
     scores, states = follow_plans(model, plans, goal, name, seed)
     return scores | dict(believable=float((cost <= 1).float().mean())), states, plans
 
-# %% ../nbs/07_diffuser.ipynb #9d2e249e
+# %% ../nbs/07_diffuser.ipynb #8e3f19cd
 def drive_actions(
     model: Diffuser,
     support: Support,
@@ -435,6 +449,7 @@ def drive_actions(
     many.close()
     return maze_scores(MAZES[name], np.stack(rewards, 1)) | dict(planning_seconds=seconds)
 
+# %% ../nbs/07_diffuser.ipynb #5684f6ca
 def replanned(
     model: Diffuser,
     support: Support,
@@ -507,7 +522,7 @@ def choose(
     best = score.view(-1, candidates).argmax(1)
     return plans[torch.arange(len(best)) * candidates + best]
 
-# %% ../nbs/07_diffuser.ipynb #4606ab0a
+# %% ../nbs/07_diffuser.ipynb #943aabea
 def stack_blocks(
     model: Diffuser,
     table,                  # a `BlockTable`
@@ -523,7 +538,6 @@ def stack_blocks(
     iterations: int = 20,
 ) -> dict:                  # success, moves over the fewest possible, lawful share of planned strides
     "Plan, make the planned move, plan again. The table only executes; it is never asked."
-    from ldp_tut.guidance import ClassifierGuide, Limited
     states = lambda s: s.unflatten(-1, (table.blocks, 2))
     guide = Limited(ClassifierGuide(return_of(model, lambda s: reward(states(s))), scale), model.schedule, limit) if scale else None
     at, B, P = np.array(start), len(start), table.places
@@ -542,6 +556,7 @@ def stack_blocks(
     won = taken >= 0
     return dict(success=float(won.mean()), over_optimum=float(taken[won & (fewest > 0)].sum() / max(1, fewest[won & (fewest > 0)].sum())), lawful=lawful)
 
+# %% ../nbs/07_diffuser.ipynb #fd5a35d4
 def _lawful(table, plans):
     "Share of planned strides that are a move of the table (or none)."
     at = table.index(plans.state.unflatten(-1, (table.blocks, 2)).numpy())

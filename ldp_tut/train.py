@@ -170,6 +170,14 @@ def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, conf
     return dict(loss=values[0], **(dict(zip(parts, values[2:])) if len(parts) > 1 else {}))
 
 # %% ../nbs/06_training.ipynb #4e41b137
+def _accelerator(device, config, log_with, log_dir):
+    "Accelerate, on this device and no other, with its trackers told what is trained."
+    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)  # accelerate trains on the current one
+    accelerator = Accelerator(cpu=device.type == 'cpu', log_with=log_with, project_dir=log_dir)
+    if accelerator.device.type != device.type: raise ValueError(f'this process has already trained on {accelerator.device}; start a new one to train on {device}')
+    if log_with: accelerator.init_trackers('ldp_tut', config=asdict(config))
+    return accelerator
+
 def _to_device(batch, device):
     if isinstance(batch, dict): return {n: _to_device(v, device) for n, v in batch.items()}
     if isinstance(batch, (list, tuple)): return type(batch)(_to_device(v, device) for v in batch)
@@ -223,11 +231,8 @@ def fit(
     "Train any model of this book. Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs."
     device = pick_device(device)
     precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
-    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)  # accelerate trains on the current one
-    accelerator = Accelerator(cpu=device.type == 'cpu', log_with=log_with, project_dir=log_dir)
-    if log_with: accelerator.init_trackers('ldp_tut', config=asdict(config))
+    accelerator = _accelerator(device, config, log_with, log_dir)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')  # ours: accelerate fixes its own once per process
-    if accelerator.device.type != device.type: raise ValueError(f'this process has already trained on {accelerator.device}; start a new one to train on {device}')
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     ema, start, before, path = EMA(model, config.ema), 0, 0., Path(path) if path else None

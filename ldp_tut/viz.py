@@ -180,7 +180,7 @@ def draw_families(
     ax.set(xlim=(-2, 5.6), ylim=(-.6, 4.6)); ax.axis('off')
     return ax
 
-# %% ../nbs/90_viz.ipynb #7c83f802
+# %% ../nbs/90_viz.ipynb #f8ef87c5
 def draw_blocks(
     position,         # [blocks, 2]: place and height of each block, whole numbers or (in a plan) anything between
     places: int = 4,
@@ -198,6 +198,7 @@ def draw_blocks(
         draw.text((x + size * .32, y + size * .12), str(b), fill=(255, 255, 255))
     return image
 
+# %% ../nbs/90_viz.ipynb #92bff28a
 def draw_maze(
     maze,            # an object with `centre` [C, 2], the centres of the free cells
     ax=None,         # matplotlib axes; default a new figure
