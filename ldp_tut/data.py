@@ -15,7 +15,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,12 @@ def wander_maze(
 
     Waypoints are jittered by up to 0.1. The reward is the task's own, never used here."""
     if episodes < 1 or steps < 1: raise ValueError(f'episodes and steps must be at least 1, got {episodes} and {steps}')
-    many, rng = point_mazes(name, episodes, steps), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    rounds = [_wander_maze(name, min(100, episodes - e), steps, seed + e, rng, noise) for e in range(0, episodes, 100)]  # a world takes 20 MB
+    return Trajectories(*(np.concatenate([getattr(r, f.name) for r in rounds]) for f in fields(Trajectories)))
+
+def _wander_maze(name, episodes, steps, seed, rng, noise):
+    many = point_mazes(name, episodes, steps)
     maze = many.envs[0].map
     state, _ = many.reset(seed=seed)
     out = Trajectories(np.zeros((episodes, steps + 1, 4), np.float32), np.zeros((episodes, steps, 2), np.float32), np.zeros((episodes, steps), np.float32),

@@ -8,7 +8,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/diffuser.html.md"""
 __all__ = ['push', 'ResidualBlock', 'TemporalUNet', 'reach_of', 'DiffuserConfig', 'Diffuser', 'train_diffuser', 'save_diffuser',
            'load_diffuser', 'Plans', 'as_plans', 'conditions', 'planning', 'plan', 'Support', 'shortest', 'joined',
            'follow', 'maze_scores', 'maze_starts', 'follow_plans', 'drive_plans', 'drive_actions', 'replanned',
-           'tower_reward', 'order_reward', 'match_reward', 'return_of', 'choose', 'stack_blocks', 'PlanValue']
+           'lawful', 'tower_reward', 'order_reward', 'match_reward', 'return_of', 'choose', 'SeenStrides',
+           'believed_return', 'stack_blocks', 'PlanValue']
 
 # %% ../nbs/07_diffuser.ipynb #851bb7d8
 import time
@@ -289,13 +290,14 @@ class Support:
         size: int = 10_000,        # strides kept
         fine: float = 0.01,        # places are kept on a grid this fine
         quantile: float = 0.99,    # of real windows that count as believable
+        least: tuple = (0., 0.),   # distances of place and stride that are never held against a plan, however dense the data
         seed: int = 0,
     ):
         g, self.normaliser, self.place_dims, self.dims = torch.Generator().manual_seed(seed), normaliser, place_dims, slices.observation.shape[-1]
         seen = normaliser(slices.draw(40 * size, 1, g)[:, 0, :place_dims])
         self.places = torch.unique((seen / fine).round(), dim=0) * fine
         self.strides, self.scale = self._strides(normaliser(slices.draw(size, 2, g)[..., :self.dims]))[:, 0], torch.ones(2)
-        self.scale = torch.quantile(self.oddness(slices.draw(200, 16, g)[..., :self.dims]), quantile, dim=0).clamp(min=1e-6)
+        self.scale = torch.quantile(self.oddness(slices.draw(200, 16, g)[..., :self.dims]), quantile, dim=0).clamp(min=1e-6).maximum(torch.tensor(least))
 
     def _strides(self, z):
         p = self.place_dims
@@ -480,27 +482,40 @@ def replanned(
         for i, p in zip(redo, fresh): plans[i] = p
     return plans
 
-# %% ../nbs/07_diffuser.ipynb #6a654944
-def tower_reward(position):
-    "0 where all blocks [..., blocks, 2] stand in one place, negative elsewhere: minus the variance of their places."
-    place = position[..., 0]
-    return -(place - place.mean(-1, keepdim=True)).pow(2).sum(-1)
+# %% ../nbs/07_diffuser.ipynb #4fb64d00
+def lawful(
+    table,                 # a `BlockTable`
+    position: np.ndarray,  # [B, H, blocks, 2]
+) -> float:
+    "Share of strides that are a move of the table (or none)."
+    at = table.index(position)
+    a, b = at[:, :-1], at[:, 1:]
+    return float(((a >= 0) & (b >= 0) & (table.next[a] == b[..., None]).any(-1)).mean())
 
-def _each(task, position): return task.to(position).repeat_interleave(len(position) // len(task), 0)[:, None]
+# %% ../nbs/07_diffuser.ipynb #6a654944
+def tower_reward(
+    places: int,
+) -> Callable:   # one-hot states [B, H, blocks, places + blocks] -> [B, H]
+    "1 where all blocks stand in one place, whichever."
+    return lambda state: (-_spread(state[..., :places])).exp()
+
+def _spread(x): return (x - x.mean(-2, keepdim=True)).pow(2).sum((-1, -2))
+def _each(task, state): return task.to(state).repeat_interleave(len(state) // len(task), 0)[:, None]
 
 def order_reward(
+    places: int,
     order: np.ndarray,  # int [n, blocks]: blocks from the table up, one row a task
-) -> Callable:          # positions [n * candidates, H, blocks, 2] -> [n * candidates, H]
-    "One tower in this order, anywhere: `tower_reward` and the squared error of the heights."
-    height = torch.from_numpy(np.argsort(order, 1)).float()
-    return lambda position: tower_reward(position) - (position[..., 1] - _each(height, position)).pow(2).sum(-1)
+) -> Callable:          # one-hot states [n * candidates, H, blocks, places + blocks] -> [n * candidates, H]
+    "1 where all blocks stand in one place, in this order."
+    height = torch.eye(order.shape[1])[torch.from_numpy(np.argsort(order, 1))]
+    return lambda state: (-_spread(state[..., :places]) - (state[..., places:] - _each(height, state)).pow(2).sum((-1, -2))).exp()
 
 def match_reward(
-    reference: np.ndarray,  # [n, blocks, 2]
-) -> Callable:              # positions [n * candidates, H, blocks, 2] -> [n * candidates, H]
-    "Every block in its place: minus the squared distance from the reference."
-    reference = torch.from_numpy(np.asarray(reference)).float()
-    return lambda position: -(position - _each(reference, position)).pow(2).sum((-1, -2))
+    reference: np.ndarray,  # float32 [n, blocks, places + blocks]: one-hot
+) -> Callable:              # one-hot states [n * candidates, H, blocks, places + blocks] -> [n * candidates, H]
+    "1 where every block is in its place."
+    reference = torch.from_numpy(reference)
+    return lambda state: (-(state - _each(reference, state)).pow(2).sum((-1, -2))).exp()
 
 # %% ../nbs/07_diffuser.ipynb #9d46e7f9
 def return_of(
@@ -522,46 +537,69 @@ def choose(
     best = score.view(-1, candidates).argmax(1)
     return plans[torch.arange(len(best)) * candidates + best]
 
+# %% ../nbs/07_diffuser.ipynb #7609c783
+class SeenStrides:
+    "Which strides, from one arrangement to the next, occur in data; the discrete counterpart of `Support`."
+    def __init__(self, states: torch.Tensor):  # [E, T, S], zeros and ones
+        code = self._code(states)
+        self.codes = code.unique()
+        at = torch.searchsorted(self.codes, code)
+        self.pairs = (at[:, :-1] * len(self.codes) + at[:, 1:]).unique()
+
+    def _code(self, states):
+        if states.shape[-1] > 62: raise ValueError(f'states of at most 62 bits fit into a code, got {states.shape[-1]}')
+        return ((states > .5).long() << torch.arange(states.shape[-1])).sum(-1)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:  # [B, H, S] -> bool [B, H-1]
+        code = self._code(states)
+        at = torch.searchsorted(self.codes, code).clamp(max=len(self.codes) - 1)
+        known = self.codes[at] == code
+        return known[:, :-1] & known[:, 1:] & torch.isin(at[:, :-1] * len(self.codes) + at[:, 1:], self.pairs)
+
+def believed_return(
+    reward: torch.Tensor,  # [B, H]
+    seen: torch.Tensor,    # bool [B, H-1]
+) -> torch.Tensor:         # [B]
+    "The return of plans that stand still from the first stride that was never seen."
+    last = seen.long().cumprod(1).sum(1, keepdim=True)                    # token before that stride
+    return reward.gather(1, torch.minimum(torch.arange(reward.shape[1])[None], last)).sum(1)
+
 # %% ../nbs/07_diffuser.ipynb #943aabea
 def stack_blocks(
-    model: Diffuser,
+    model: Diffuser,        # of one-hot arrangements
     table,                  # a `BlockTable`
     start: np.ndarray,      # int [B]: arrangements
     target: np.ndarray,     # bool [B, S]: what each task accepts
-    reward: Callable,       # positions [B * candidates, H, blocks, 2] -> [B * candidates, H]
+    reward: Callable,       # rows of tasks -> (one-hot states [rows * candidates, H, blocks, places + blocks] -> [rows * candidates, H])
+    seen: Callable,         # `SeenStrides`: judges candidates
     scale: float = 0.,      # guidance; 0: none
-    candidates: int = 1,    # plans per decision, the one with the highest return is taken
-    tokens: int = 16,
-    moves: int = 24,
+    candidates: int = 1,    # plans per decision, the one with the highest believed return is taken
+    tokens: int = 8,
+    moves: int = 16,
     limit: float = .5,      # of `Limited`
     seed: int = 0,
     iterations: int = 20,
 ) -> dict:                  # success, moves over the fewest possible, lawful share of planned strides
     "Plan, make the planned move, plan again. The table only executes; it is never asked."
-    states = lambda s: s.unflatten(-1, (table.blocks, 2))
-    guide = Limited(ClassifierGuide(return_of(model, lambda s: reward(states(s))), scale), model.schedule, limit) if scale else None
-    at, B, P = np.array(start), len(start), table.places
-    taken, lawful = np.where(target[np.arange(B), at], 0, -1), []
+    blocks, B, P = lambda s: s.unflatten(-1, (table.blocks, table.places + table.blocks)), len(start), table.places
+    at, taken, law = np.array(start), np.where(target[np.arange(B), start], 0, -1), []
     for t in range(moves):
-        s = torch.from_numpy(table.position[at].reshape(B, -1)).float().repeat_interleave(candidates, 0)
-        p = plan(model, s, None, tokens, guide=guide, seeds=range(seed + t * len(s), seed + (t + 1) * len(s)), iterations=iterations)
-        if t == 0: lawful = _lawful(table, p)
-        p = choose(p, reward(states(p.state)).sum(1), candidates)
+        rows = np.flatnonzero(taken < 0)
+        if not len(rows): break
+        task = reward(rows)
+        guide = Limited(ClassifierGuide(return_of(model, lambda s: task(blocks(s))), scale), model.schedule, limit) if scale else None
+        s = torch.from_numpy(table.one_hot(table.position[at[rows]])).flatten(1).repeat_interleave(candidates, 0)
+        seeds = [((seed + int(r)) * moves + t) * candidates + c for r in rows for c in range(candidates)]
+        p = plan(model, s, None, tokens, guide=guide, seeds=seeds, iterations=iterations)
+        position = table.positions(blocks(p.state).numpy())
+        whole = torch.from_numpy(table.one_hot(position)); law.append(lawful(table, position))
+        p = choose(p, believed_return(task(whole), seen(whole.flatten(2))), candidates)
         a = p.action[:, 0, 0]
-        move = (a[:, :P].argmax(-1) * P + a[:, P:].argmax(-1)).numpy()
-        at = np.where(taken < 0, table.next[at, move], at)
-        taken = np.where((taken < 0) & target[np.arange(B), at], t + 1, taken)
-        if (taken >= 0).all(): break
+        at[rows] = table.next[at[rows], (a[:, :P].argmax(-1) * P + a[:, P:].argmax(-1)).numpy()]
+        taken[rows] = np.where(target[rows, at[rows]], t + 1, -1)
     fewest = np.array([table.distance(goal)[s] for goal, s in zip(target, start)])
     won = taken >= 0
-    return dict(success=float(won.mean()), over_optimum=float(taken[won & (fewest > 0)].sum() / max(1, fewest[won & (fewest > 0)].sum())), lawful=lawful)
-
-# %% ../nbs/07_diffuser.ipynb #fd5a35d4
-def _lawful(table, plans):
-    "Share of planned strides that are a move of the table (or none)."
-    at = table.index(plans.state.unflatten(-1, (table.blocks, 2)).numpy())
-    a, b = at[:, :-1], at[:, 1:]
-    return float(((a >= 0) & (b >= 0) & (table.next[a] == b[..., None]).any(-1)).mean())
+    return dict(success=float(won.mean()), over_optimum=float(taken[won & (fewest > 0)].sum() / max(1, fewest[won & (fewest > 0)].sum())), lawful=float(np.mean(law or [1])))
 
 # %% ../nbs/07_diffuser.ipynb #84972ef9
 class PlanValue(nn.Module):

@@ -416,6 +416,24 @@ def distance(self: BlockTable,
         if not better.any(): return far
         far[better] = d
 
+# %% ../nbs/04_envs.ipynb #b689e448
+@patch
+def one_hot(self: BlockTable,
+    position: np.ndarray,  # int [..., blocks, 2]
+) -> np.ndarray:           # float32 [..., blocks, places + blocks]: which place, then which height
+    "Positions as one-hot vectors."
+    p = np.rint(np.asarray(position)).astype(np.int64)
+    return np.concatenate([np.eye(self.places, dtype=np.float32)[p[..., 0]], np.eye(self.blocks, dtype=np.float32)[p[..., 1]]], -1)
+
+@patch
+def positions(self: BlockTable,
+    one_hot: np.ndarray,  # [..., blocks, places + blocks]
+) -> np.ndarray:          # int64 [..., blocks, 2]
+    "The positions that one-hot vectors, or blurred ones, are nearest to."
+    x = np.asarray(one_hot)
+    if x.shape[-2:] != (self.blocks, self.places + self.blocks): raise ValueError(f'one_hot must end in [{self.blocks}, {self.places} + {self.blocks}], got {list(x.shape)}')
+    return np.stack([x[..., :self.places].argmax(-1), x[..., self.places:].argmax(-1)], -1)
+
 # %% ../nbs/04_envs.ipynb #0420a699
 @patch
 def tower(self: BlockTable,

@@ -5,7 +5,7 @@ import torch
 
 from ldp_tut.data import Normaliser, Slices, Trajectories, wander_blocks
 from ldp_tut.diffuser import (Diffuser, DiffuserConfig, PlanValue, Plans, Support, TemporalUNet, as_plans, choose, conditions, drive_actions, drive_plans, follow, joined,
-                              load_diffuser, match_reward, maze_scores, order_reward, plan, planning, push, reach_of, return_of, save_diffuser, shortest, stack_blocks,
+                              load_diffuser, SeenStrides, believed_return, lawful, match_reward, maze_scores, order_reward, plan, planning, push, reach_of, return_of, save_diffuser, shortest, stack_blocks,
                               tower_reward, train_diffuser)
 from ldp_tut.envs import MAZES, BlockTable, point_mazes
 from ldp_tut.guidance import ClassifierGuide
@@ -152,16 +152,36 @@ def test_following_a_reachable_path_reaches_the_goal():
     assert push('umaze', np.zeros((2, 5, 2)), 0).shape == (2, 6, 4)
 
 
-def test_rewards_are_zero_exactly_where_the_task_is_met():
+def test_rewards_are_one_exactly_where_the_task_is_met():
     table = BlockTable()
-    everything = torch.from_numpy(table.position).float()[None]
+    everything = torch.from_numpy(table.one_hot(table.position))[None]
     order, reference = np.array([[2, 0, 3, 1]]), 77
-    for reward, met in ((tower_reward, table.tower()), (order_reward(order), table.tower(order[0])), (match_reward(table.position[[reference]]), table.match(reference))):
+    for reward, met in ((tower_reward(4), table.tower()), (order_reward(4, order), table.tower(order[0])), (match_reward(table.one_hot(table.position[[reference]])), table.match(reference))):
         value = reward(everything)[0]
-        assert torch.equal(value > -1e-6, torch.from_numpy(met)) and (value <= 1e-6).all()
+        assert torch.equal(value > 1 - 1e-6, torch.from_numpy(met)) and (0 <= value).all() and (value <= 1).all()
     two = np.array([[2, 0, 3, 1], [0, 1, 2, 3]])
-    rows = order_reward(two)(everything[:, :1].expand(6, -1, -1, -1))
-    assert torch.allclose(rows[:3], order_reward(two[:1])(everything[:, :1]).expand(3, -1)) and torch.allclose(rows[3:], order_reward(two[1:])(everything[:, :1]).expand(3, -1))
+    rows = order_reward(4, two)(everything[:, :1].expand(6, -1, -1, -1))
+    assert torch.allclose(rows[:3], order_reward(4, two[:1])(everything[:, :1]).expand(3, -1)) and torch.allclose(rows[3:], order_reward(4, two[1:])(everything[:, :1]).expand(3, -1))
+
+
+def test_lawful_and_seen_strides_agree_with_the_table():
+    "All moves of the table, shown once, are exactly the strides that count as seen; `lawful` says the same without having looked."
+    table, rng = BlockTable(3, 3), np.random.default_rng(0)
+    a, b = np.repeat(np.arange(len(table)), 9), table.next.reshape(-1)
+    code = lambda at: torch.from_numpy(table.one_hot(table.position[at])).flatten(-2)
+    seen = SeenStrides(torch.stack([code(a), code(b)], 1))
+    pairs = rng.integers(len(table), size=(500, 2))
+    possible = (table.next[pairs[:, 0]] == pairs[:, 1:]).any(1)
+    assert possible.any() and not possible.all()
+    assert np.array_equal(seen(code(pairs))[:, 0].numpy(), possible) and lawful(table, table.position[pairs]) == pytest.approx(possible.mean())
+    floating = code(pairs); floating[:, 1] = 0
+    assert not seen(floating).any()
+    with pytest.raises(ValueError, match='at most 62 bits'): SeenStrides(torch.zeros(1, 2, 63))
+
+
+def test_a_plan_earns_nothing_beyond_an_unseen_stride():
+    reward, seen = torch.tensor([[0., .1, .2, 1.]] * 3), torch.tensor([[True, True, True], [True, False, True], [False, True, True]])
+    assert torch.allclose(believed_return(reward, seen), torch.tensor([1.3, .3, 0.]))
 
 
 def test_a_model_learns_a_line_and_reaches_along_it(tmp_path):
@@ -189,9 +209,11 @@ def test_the_whole_drive_and_stack_run_and_report(model):
     for replan, warm in ((0, 0), (2, 0), (2, 2)):
         s = drive_actions(driver, lambda s: torch.ones(len(s)), 'umaze', (4, 8), 2, replan=replan, warm=warm, candidates=1, iterations=2)
         assert 0 <= s['success'] <= 1 and s['planning_seconds'] > 0
-    table = BlockTable(3, 3); torch.manual_seed(0); stacker = Diffuser(DiffuserConfig(6, 6, width=8, mults=(1, 1))).eval()
-    s = stack_blocks(stacker, table, np.array([0, 5]), np.stack([table.tower()] * 2), tower_reward, scale=1., candidates=2, tokens=4, moves=2, iterations=2)
-    assert 0 <= s['success'] <= 1 and 0 <= s['lawful'] <= 1
+    table = BlockTable(3, 3); torch.manual_seed(0); stacker = Diffuser(DiffuserConfig(18, 6, width=8, mults=(1, 1))).eval()
+    seen = SeenStrides(torch.from_numpy(table.one_hot(table.position)).flatten(1)[None])
+    for scale in (0., 1.):
+        s = stack_blocks(stacker, table, np.array([0, 5]), np.stack([table.tower()] * 2), lambda rows: tower_reward(3), seen, scale=scale, candidates=2, tokens=4, moves=2, iterations=2)
+        assert 0 <= s['success'] <= 1 and 0 <= s['lawful'] <= 1
     assert PlanValue(6, 8, (1, 2))(torch.zeros(3, 8, 6), torch.tensor([0, 1, 2])).shape == (3,)
 
 

@@ -185,6 +185,8 @@ def test_block_table_counts_and_moves(blocks, places, count):
                 after = table.next[s, f * places + t]
                 assert after == s or table.next[after, t * places + f] == s
     assert int(table.tower().sum()) == places * np.prod(range(1, blocks + 1))
+    assert np.array_equal(table.positions(table.one_hot(table.position)), table.position) and table.one_hot(table.position).shape == (count, blocks, places + blocks)
+    with pytest.raises(ValueError, match='one_hot must end in'): table.positions(np.zeros((blocks, 2)))
     floating = table.position[0] + np.array([[0, 1]] + [[0, 0]] * (blocks - 1)) * 5
     assert table.index(floating) == -1 and table.index(np.zeros((blocks, 2))) == -1
     d = table.distance(table.match(0))
