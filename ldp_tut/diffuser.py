@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/diffuser.html.md"""
 # %% auto #0
 __all__ = ['push', 'ResidualBlock', 'TemporalUNet', 'reach_of', 'DiffuserConfig', 'Diffuser', 'train_diffuser', 'save_diffuser',
            'load_diffuser', 'Plans', 'as_plans', 'conditions', 'planning', 'plan', 'Support', 'shortest', 'joined',
-           'follow', 'maze_scores', 'maze_starts', 'follow_plans', 'drive_plans', 'drive_actions', 'replanned',
+           'track', 'follow', 'maze_scores', 'maze_starts', 'follow_plans', 'drive_plans', 'drive_actions', 'replanned',
            'lawful', 'tower_reward', 'order_reward', 'match_reward', 'return_of', 'choose', 'SeenStrides',
            'believed_return', 'stack_blocks', 'PlanValue']
 
@@ -355,6 +355,15 @@ def joined(
     return np.concatenate([place, speed], -1).reshape(-1, 4)
 
 # %% ../nbs/07_diffuser.ipynb #37648b20
+def track(
+    wanted: np.ndarray,   # [B, 4]: state to be in after the step
+    state: np.ndarray,    # [B, 4]: state now
+    place: float = 10.,   # force per cell of error
+    speed: float = 1.,    # force per cell/s of error
+) -> np.ndarray:          # float32 [B, 2]
+    "The forces of a proportional-derivative controller."
+    return np.clip(place * (wanted[:, :2] - state[:, :2]) + speed * (wanted[:, 2:] - state[:, 2:]), -1, 1).astype(np.float32)
+
 def follow(
     name: str,              # a maze
     wanted: np.ndarray,     # [B, T, 4]: state to be in after each step
@@ -367,8 +376,7 @@ def follow(
     state, _ = many.reset(seed=seed)
     states, rewards = [state], []
     for w in np.moveaxis(wanted, 1, 0):
-        force = place * (w[:, :2] - state[:, :2]) + speed * (w[:, 2:] - state[:, 2:])
-        state, reward, *_ = many.step(np.clip(force, -1, 1).astype(np.float32))
+        state, reward, *_ = many.step(track(w, state, place, speed))
         states.append(state); rewards.append(reward)
     many.close()
     return np.stack(rewards, 1), np.stack(states, 1)
@@ -430,24 +438,30 @@ def drive_actions(
     lengths: tuple = (8, 16, 24, 32),
     episodes: int = 100,
     seed: int = 10_000,
-    replan: int = 4,          # tokens executed before planning again; 0: never
+    replan: int = 4,           # tokens executed before planning again; 0: never
     candidates: int = 2,
-    iterations: int = 20,     # of a plan from noise
-    warm: int = 5,            # iterations of a warm-started one; 0: always from noise
-) -> dict:                    # scores, and seconds spent planning
+    iterations: int = 20,      # of a plan from noise
+    warm: int = 5,             # iterations of a warm-started one; 0: always from noise
+    controller: bool = False,  # let a controller follow the planned states, and hold the ball at the goal once it is there
+) -> dict:                     # scores, and seconds spent planning
     "Execute the planned actions and nothing else, planning again as told."
     many, stride = point_mazes(name, episodes), model.config.stride
     state, goal = many.reset(seed=seed)[0], torch.tensor(many.envs[0].goal, dtype=torch.float32).expand(episodes, 2)
-    plans, rewards, T, seconds = None, [], MAZES[name].max_steps, 0.
+    plans, rewards, T, seconds, there = None, [], MAZES[name].max_steps, 0., np.zeros(episodes, bool)
+    rest, count = np.concatenate([goal.numpy(), np.zeros((episodes, 2))], 1), replan or T // stride + 1
     while len(rewards) < T:
         if plans is None or replan:
-            seconds -= time.perf_counter()
-            plans = replanned(model, support, plans if warm else None, torch.from_numpy(state), goal, lengths, replan, candidates, seed + len(rewards), iterations, warm)
+            seconds -= time.perf_counter(); on = np.flatnonzero(~there)
+            new = replanned(model, support, [plans[i] for i in on] if warm and plans else None, torch.from_numpy(state)[on], goal[on], lengths, replan, candidates, seed + len(rewards), iterations, warm) if len(on) else []
+            plans = plans or [None] * episodes
+            for i, p in zip(on, new): plans[i] = p
             seconds += time.perf_counter()
-        count = replan or T // stride + 1
-        force = torch.stack([F.pad(f, (0, 0, 0, count * stride - len(f))) for f in (p.action[:count].flatten(0, 1) for p in plans)]).numpy()
-        for f in np.moveaxis(np.clip(force, -1, 1), 1, 0)[:T - len(rewards)]:
-            state, reward, *_ = many.step(f); rewards.append(reward)
+        first = lambda x, fill: np.concatenate([x[:count * stride], np.tile(fill, (max(0, count * stride - len(x)), 1))])
+        wanted = np.stack([first(joined(p.state.numpy(), stride) if controller else p.action.flatten(0, 1).numpy(), rest[i] if controller else np.zeros(2)) for i, p in enumerate(plans)], 1)
+        for w in wanted[:T - len(rewards)]:
+            force = track(np.where(there[:, None], rest, w), state) if controller else np.clip(w, -1, 1).astype(np.float32)
+            state, reward, *_ = many.step(force); rewards.append(reward)
+            if controller: there |= reward > 0
     many.close()
     return maze_scores(MAZES[name], np.stack(rewards, 1)) | dict(planning_seconds=seconds)
 

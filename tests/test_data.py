@@ -231,6 +231,14 @@ def test_maze_drives_replay_and_cover():
     with pytest.raises(ValueError, match='at least 1'): wander_maze('umaze', 0)
 
 
+def test_maze_data_is_made_a_hundred_worlds_at_a_time():
+    "MuJoCo worlds are large, so they come in rounds; the first hundred do not depend on how many follow."
+    pytest.importorskip('gymnasium_robotics', reason="the extra 'maze' is not installed")
+    few, more = wander_maze('umaze', 100, 3, seed=5), wander_maze('umaze', 102, 3, seed=5)
+    assert len(more) == 102 and np.array_equal(more.observation[:100], few.observation) and np.array_equal(more.action[:100], few.action)
+    assert not np.array_equal(more.observation[100], more.observation[0]) and more.length.tolist() == [3] * 102
+
+
 def test_block_data_is_lawful_and_prefers_nothing():
     table = BlockTable(3, 3); data = wander_blocks(table, 300, 60, seed=1, rest=.5)
     at = table.index(data.observation.reshape(300, 61, 3, 2))

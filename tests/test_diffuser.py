@@ -7,7 +7,7 @@ from ldp_tut.data import Normaliser, Slices, Trajectories, wander_blocks
 from ldp_tut.diffuser import (Diffuser, DiffuserConfig, PlanValue, Plans, Support, TemporalUNet, as_plans, choose, conditions, drive_actions, drive_plans, follow, joined,
                               load_diffuser, SeenStrides, believed_return, lawful, match_reward, maze_scores, order_reward, plan, planning, push, reach_of, return_of, save_diffuser, shortest, stack_blocks,
                               tower_reward, train_diffuser)
-from ldp_tut.envs import MAZES, BlockTable, point_mazes
+from ldp_tut.envs import MAZES, BlockTable, PointMaze, point_mazes
 from ldp_tut.guidance import ClassifierGuide
 from ldp_tut.train import CheckpointError, TrainConfig
 
@@ -179,6 +179,35 @@ def test_lawful_and_seen_strides_agree_with_the_table():
     with pytest.raises(ValueError, match='at most 62 bits'): SeenStrides(torch.zeros(1, 2, 63))
 
 
+def test_what_is_followed_stays_at_the_goal(model, monkeypatch):
+    "With the exact way as its plan, the controller arrives and never leaves again; the plans' own actions (none) go nowhere."
+    from ldp_tut import diffuser
+    maze, goal = PointMaze('umaze').map, PointMaze('umaze').goal
+    def exact(model, support, old, state, goal_, *_, **__):
+        plans = []
+        for xy in state[:, :2].numpy():
+            cell, target, way = maze.nearest(xy), maze.nearest(goal), [xy]
+            while cell != target: cell = maze.next[target, cell]; way += [maze.centre[cell]] * 5
+            way = torch.tensor(np.array(way + [goal])).float()
+            plans.append(Plans(torch.cat([way, 0 * way], 1), torch.zeros(len(way), 8, 2), torch.zeros(len(way), 20)))
+        return plans
+    monkeypatch.setattr(diffuser, 'replanned', exact)
+    eight = Diffuser(DiffuserConfig(4, 2, stride=8, goal_dims=2, width=8, mults=(1, 1))).eval()
+    followed = drive_actions(eight, None, 'umaze', (4,), 4, seed=0, replan=4, controller=True)
+    assert followed['success'] == 1 and followed['score'] > 100
+    stayed = MAZES['umaze'].normalised(300 - followed['first_reach'] + 1)
+    assert followed['score'] > stayed - 8                        # D4RL's points: a few steps are lost turning round, no more
+    assert drive_actions(eight, None, 'umaze', (4,), 4, seed=0, replan=0)['score'] < followed['score'] / 2
+
+
+def test_a_dense_support_is_told_what_to_tolerate():
+    slices = Slices(line(), 2); normaliser = Normaliser.limits(slices.draw(100, 8, torch.Generator().manual_seed(0)))
+    strict, mild = Support(slices, normaliser, size=500), Support(slices, normaliser, size=500, least=(9., 9.))
+    assert torch.equal(mild.scale, torch.tensor([9., 9.])) and (strict.scale < 9).all()
+    far = slices.draw(5, 8, torch.Generator().manual_seed(1))[..., :4] + .2
+    assert (strict(far) > mild(far)).all()
+
+
 def test_a_plan_earns_nothing_beyond_an_unseen_stride():
     reward, seen = torch.tensor([[0., .1, .2, 1.]] * 3), torch.tensor([[True, True, True], [True, False, True], [False, True, True]])
     assert torch.allclose(believed_return(reward, seen), torch.tensor([1.3, .3, 0.]))
@@ -206,8 +235,8 @@ def test_the_whole_drive_and_stack_run_and_report(model):
     torch.manual_seed(0); driver = Diffuser(config).eval()
     scores, states, plans = drive_plans(driver, lambda s: torch.ones(len(s)), 'umaze', (4, 8), 2, candidates=1, iterations=2)
     assert states.shape == (2, 301, 4) and len(plans) == 2 and all(len(p.state) == 4 for p in plans) and scores['believable'] == 1
-    for replan, warm in ((0, 0), (2, 0), (2, 2)):
-        s = drive_actions(driver, lambda s: torch.ones(len(s)), 'umaze', (4, 8), 2, replan=replan, warm=warm, candidates=1, iterations=2)
+    for replan, warm, controller in ((0, 0, False), (2, 0, False), (2, 2, False), (2, 2, True), (0, 0, True)):
+        s = drive_actions(driver, lambda s: torch.ones(len(s)), 'umaze', (4, 8), 2, replan=replan, warm=warm, candidates=1, iterations=2, controller=controller)
         assert 0 <= s['success'] <= 1 and s['planning_seconds'] > 0
     table = BlockTable(3, 3); torch.manual_seed(0); stacker = Diffuser(DiffuserConfig(18, 6, width=8, mults=(1, 1))).eval()
     seen = SeenStrides(torch.from_numpy(table.one_hot(table.position)).flatten(1)[None])
