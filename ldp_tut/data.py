@@ -95,7 +95,7 @@ def collect(
     seed: int = 0,            # layouts use seeds seed .. seed+episodes-1 of `env.reset`; the walk its own generator
     progress: bool = True,    # show a tqdm bar
 ) -> Episodes:
-    "Play `episodes` rooms at once in the twin. Raises `ValueError` for an unknown policy or id."
+    "Play `episodes` rooms at once in the twin. The wanderer opens closed doors but carries no keys: what lies behind a locked door stays unseen. Raises `ValueError` for an unknown policy or id."
     if policy not in POLICIES: raise ValueError(f'unknown policy {policy!r}: choose one of {sorted(POLICIES)}')
     if episodes < 1: raise ValueError(f'episodes must be at least 1, got {episodes}')
     room = layouts(env_id, range(seed, seed + episodes), progress)
@@ -183,7 +183,7 @@ def wander_blocks(
     slip: float = 0.1,      # chance of a uniformly random move
     rest: float = 0.7,      # chance of waiting one more step (an idle move) once a target is reached
 ) -> Trajectories:          # observations [E, steps+1, 2 blocks], actions one-hot [E, steps, 2 places]: from, then to
-    "From arrangement to uniformly random arrangement by fewest moves, all of them alike: towers are no more wanted than anything else."
+    "From arrangement to uniformly random arrangement by fewest moves, all of them alike: towers are no more wanted than anything else. Rewards are all zero; `relabel` writes others."
     if not (0 <= slip <= 1 and 0 <= rest < 1): raise ValueError(f'slip must be in [0, 1] and rest in [0, 1), got {slip} and {rest}')
     rng, S, P, e = np.random.default_rng(seed), len(table), table.places, np.arange(episodes)
     far = np.stack([table.distance(table.match(s)) for s in range(S)])  # [target, arrangement]
@@ -260,9 +260,10 @@ def append(self: TrajectoryStore,
     episodes,         # `Episodes` or `Trajectories`
     card: dict,       # what it is: env_id, policy, seed, ...
 ) -> Path:
-    "Add one shard. Raises `StoreError` when the path cannot be written, somebody else is writing, or the environment or kind differs from what is there."
+    "Add one shard. Raises `StoreError` when the card names no environment, the path cannot be written, somebody else is writing, or the environment or kind differs from what is there."
     kind = next((k for k, c in KINDS.items() if isinstance(episodes, c)), None)
     if kind is None: raise StoreError(f'a store holds Episodes or Trajectories, not {type(episodes).__name__}')
+    if 'env_id' not in card: raise StoreError(f"a card must name its environment: dict(env_id=..., ...), got {sorted(card)}")
     with self.writing():
         have = self.shards()
         if have and (old := self._card(have[0]))['env_id'] != card['env_id'] or have and old.get('kind', 'grid') != kind:
@@ -410,7 +411,7 @@ def random_offsets(
     longest: int,             # the far token lies max(1, tokens // 2) .. longest steps ahead
     generator: torch.Generator,
 ) -> np.ndarray:              # int [batch, tokens], strictly rising, starting at 0
-    "Random times: the far token in tokens/2 .. longest (nearer ones more often), the ones between a random subset, near steps preferred; short plans run on past the far token."
+    "Random times: the far token in tokens/2 .. longest (nearer ones more often), the ones between a random subset of the steps up to it, the first steps preferred. Where there are too few steps before the far token, the rest lie just behind it."
     least = max(1, tokens // 2)
     far = least + ((longest + 1 - least) * torch.rand(batch, 1, generator=generator) ** 1.5).long()
     grid = torch.arange(1, longest + tokens)[None]
@@ -422,7 +423,7 @@ def random_offsets(
 
 # %% ../nbs/05_trajectories.ipynb #25d3ee12
 class Slices:
-    "Windows of `Trajectories` as @eq-slice. Raises `ValueError` where no episode is long enough."
+    "Windows of `Trajectories` as @eq-slice."
     def __init__(self,
         data: Trajectories,
         stride: int = 1,        # steps between tokens
@@ -446,7 +447,7 @@ class Slices:
         return torch.cat([state, action.view(len(episode), tokens, -1)], -1)
 
     def draw(self, batch: int, tokens: int, generator: torch.Generator) -> torch.Tensor:
-        "Uniformly random windows, float32 [batch, tokens, dims]; every start that fits is as likely as any other."
+        "Uniformly random windows, float32 [batch, tokens, dims]; every start that fits is as likely as any other. Without absorbing ends the last token lies a stride before the end. Raises `ValueError` where no episode is long enough."
         room = self.length - (tokens * self.stride if not self.absorb else torch.where(self.terminated, 0, tokens * self.stride))
         ends = (room + 1).clamp(min=0).cumsum(0)
         if not int(ends[-1]): raise ValueError(f'no episode has {tokens} tokens of {self.stride} steps (the longest has {int(self.length.max())} steps): ask for fewer')
@@ -456,7 +457,7 @@ class Slices:
 
 # %% ../nbs/05_trajectories.ipynb #fa7f3fcd
 class Normaliser(nn.Module):
-    "x -> (x - centre) / scale per dimension, saved with the model. Made by `limits` (to [-1, 1]) or `gaussian` (mean 0, variance 1); a constant dimension maps to 0, and only that one is treated so."
+    "x -> (x - centre) / scale per dimension, saved with the model. Made by `limits` (to [-1, 1]) or `gaussian` (mean 0, variance 1); a constant dimension maps to 0, and only that one is treated so. Vectors of fewer than D numbers are taken to be the leading dimensions (a state without its actions)."
     def __init__(self,
         centre: torch.Tensor,  # float [D]
         scale: torch.Tensor,   # float [D], positive

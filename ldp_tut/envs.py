@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from minigrid.core.constants import OBJECT_TO_IDX, STATE_TO_IDX
+from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FullyObsWrapper, RGBImgObsWrapper
 from tqdm.auto import tqdm
 
@@ -181,9 +182,11 @@ def layouts(
     seeds: Sequence[int],   # one reset per seed
     progress: bool = False, # show a bar
 ) -> GridTwin:
-    "The rooms that `env.reset(seed=s)` builds, for every seed, as one batch. Raises `ValueError` for worlds without rooms."
+    "The rooms that `env.reset(seed=s)` builds, for every seed, as one batch. Raises `ValueError` for worlds without rooms, and for those with other rules than the twin's."
     env = make_env(env_id)
     if not env_id.startswith('MiniGrid-'): raise ValueError(f'{env_id!r} is not a MiniGrid environment: it has no rooms to read')
+    if type(env.unwrapped).step is not MiniGridEnv.step and 'KeyCorridor' not in env_id:
+        raise ValueError(f'{env_id} has rules of its own ({type(env.unwrapped).__name__}.step) that the twin does not know')
     read = []
     for s in tqdm(seeds, desc='layouts', disable=None if progress else True, leave=False):
         env.unwrapped.reset(seed=int(s))
@@ -307,7 +310,7 @@ def need_mazes():
 class PointMaze(gym.Wrapper):
     """D4RL's maze2d task on gymnasium-robotics' point maze: state float32 [4] (x, y, velocities; cells and cells per second), two forces in [-1, 1].
 
-    The goal is the centre of the task's cell, starts are uniform over the other cells (within 0.1 of a centre, at rest), the reward is 1 within half a cell of the goal, and only the clock ends an episode. Raises `ValueError` for an unknown maze."""
+    The goal is the centre of the task's cell, starts are uniform over the other cells (within 0.1 of a centre, at rest; D4RL includes the goal's cell and adds a little speed), the reward is 1 within half a cell of the goal, and only the clock ends an episode. Raises `ValueError` for an unknown maze."""
     def __init__(self,
         name: str = 'umaze',      # 'umaze', 'medium' or 'large'
         max_steps: int = None,    # default the task's
@@ -455,7 +458,7 @@ def match(self: BlockTable,
 class BlockStacking(gym.Env):
     """Blocks on a table as a gymnasium environment: observation float32 [blocks, 2] (place, height), actions from * places + to.
 
-    `reset(seed, options=dict(target=bool [S], start=arrangement))` sets the task; default is any tower from a uniformly random start. The reward is 1, and the episode ends, when the arrangement is one of the targets."""
+    `reset(seed, options=dict(target=bool [S], start=arrangement))` sets the task; default is any tower from a uniformly random start, which may be one already (the first move then ends the episode or breaks the tower). The reward is 1, and the episode ends, when the arrangement is one of the targets."""
     metadata = dict(render_modes=['rgb_array'])
 
     def __init__(self, blocks: int = 4, places: int = 4, render_mode: str = None):

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -223,14 +223,17 @@ def fit(
     path=None,                       # resumable checkpoint (.safetensors); an existing one is continued
     device: str = 'auto',
     progress: bool = True,           # tqdm bar with loss and time left
-    stop_at: int = None,             # stop after this many steps in all, as a killed run would
+    stop_at: int = None,             # stop, and save, after this many steps in all
     log_with=None,                   # a tracker, its name, or a list of them: what `accelerate.Accelerator` takes
     log_dir=None,                    # for trackers that need a folder
     log_every: int = 10,             # steps
 ) -> Run:
-    "Train any model of this book. Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs."
+    """Train any model of this book, which is left with its averaged weights. Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs.
+
+    Resuming is exact for losses that draw from the generator they are given; what they draw from torch's global one (`nn.Dropout`, a bare `torch.randn`) is not remembered. `history` holds the steps of this call only."""
     device = pick_device(device)
     precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
+    config = replace(config, precision=precision)  # a run that began in bf16 is not resumed in float32
     accelerator = _accelerator(device, config, log_with, log_dir)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')  # ours: accelerate fixes its own once per process
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
@@ -238,7 +241,7 @@ def fit(
     ema, start, before, path = EMA(model, config.ema), 0, 0., Path(path) if path else None
     if path and path.exists(): start, before = _resume(path, model, ema, optimiser, config)
     loss_fn, run, saved = torch.compile(loss_fn) if config.compile else loss_fn, Run(model), start
-    end, began = min(config.steps, stop_at or config.steps), time.perf_counter()
+    end, began = min(config.steps, config.steps if stop_at is None else stop_at), time.perf_counter()
     bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train', mininterval=1., dynamic_ncols=True,
                disable=None if progress and accelerator.is_main_process else True)
     for step in bar:
@@ -246,7 +249,7 @@ def fit(
         for group in optimiser.param_groups: group['lr'] = learning_rate(step, config)
         kept = f'the last good checkpoint is {path} (step {saved})' if saved else 'nothing was saved yet' if path else 'nothing was saved: pass path='
         parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, _to_device(batches(step, source), accelerator.device), noise, config,
-                        f'at step {step}: lower the learning rate or look at the batch; {kept}')
+                        f'at step {step}; {kept}. Repair the batch and go on, or lower the learning rate and start again at another path')
         ema.update(model)
         run.history.append(dict(step=step, lr=learning_rate(step, config), seconds=time.perf_counter() - began, **parts))
         if step % 10 == 0: bar.set_postfix(loss=f"{parts['loss']:.4f}")

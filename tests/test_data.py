@@ -117,6 +117,7 @@ def test_one_kind_and_one_environment_a_store(episodes, tmp_path):
     store = TrajectoryStore(tmp_path); store.append(small(), CARD)
     with pytest.raises(StoreError, match='choose another folder'): store.append(episodes, CARD)
     with pytest.raises(StoreError, match='Episodes or Trajectories, not dict'): store.append({}, CARD)
+    with pytest.raises(StoreError, match='must name its environment'): store.append(episodes, dict(policy='wander'))
 
 
 @pytest.fixture

@@ -193,6 +193,11 @@ def test_block_table_counts_and_moves(blocks, places, count):
     assert (np.abs(d[table.next] - d[:, None]) <= 1).all() and d.max() < 20 and (d == 0).sum() == 1
 
 
+@pytest.mark.parametrize('env_id', ['MiniGrid-Unlock-v0', 'MiniGrid-Fetch-5x5-N2-v0', 'MiniGrid-Dynamic-Obstacles-5x5-v0'])
+def test_worlds_with_other_rules_than_the_twins_are_refused(env_id):
+    with pytest.raises(ValueError, match='rules of its own'): layouts(env_id, [0])
+
+
 def test_block_stacking_is_a_gymnasium_environment():
     env = gym.make('ldp_tut/BlockStacking-v0')
     (obs, info), table = env.reset(seed=4, options=dict(target=BlockTable().tower([1, 3, 0, 2]))), BlockTable()

@@ -24,15 +24,32 @@ CONFIG = TrainConfig(steps=400, warmup=50, save_every=100)
 QUIET = dict(device='cpu', progress=False)
 
 
-def test_a_run_killed_at_step_300_and_resumed_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+def test_a_run_broken_off_at_step_350_resumes_from_300_and_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     whole = fit(net(), loss, batches, CONFIG, tmp_path / 'a.safetensors', **QUIET)
-    fit(net(), loss, batches, CONFIG, tmp_path / 'b.safetensors', stop_at=300, **QUIET)
+    def broken_off(step, g):
+        if step == 350: raise KeyboardInterrupt
+        return batches(step, g)
+    with pytest.raises(KeyboardInterrupt): fit(net(), loss, broken_off, CONFIG, tmp_path / 'b.safetensors', **QUIET)
+    assert load_checkpoint(tmp_path / 'b.safetensors')[1]['step'] == 300
     resumed = fit(net(seed=5), loss, batches, CONFIG, tmp_path / 'b.safetensors', **QUIET)
     assert [h['step'] for h in resumed.history] == list(range(300, 400))
     assert [h['loss'] for h in resumed.history] == [h['loss'] for h in whole.history[300:]]
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values()): assert torch.equal(a, b), name
     a, b = (load_checkpoint(tmp_path / f'{n}.safetensors')[0] for n in 'ab')
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_stopping_at_a_step_saves_there_and_at_none_trains_nothing(tmp_path):
+    path = tmp_path / 'a.safetensors'
+    assert len(fit(net(), loss, batches, CONFIG, path, stop_at=30, **QUIET).history) == 30 and load_checkpoint(path)[1]['step'] == 30
+    assert fit(net(), loss, batches, CONFIG, stop_at=0, **QUIET).history == []
+
+
+def test_the_precision_that_was_used_is_kept_not_the_word_auto(tmp_path):
+    path = tmp_path / 'a.safetensors'
+    fit(net(), loss, batches, TrainConfig(steps=4), path, stop_at=2, **QUIET)
+    assert load_checkpoint(path)[1]['config']['precision'] == 'no'
+    with pytest.raises(CheckpointError, match='precision=no, not bf16'): fit(net(), loss, batches, TrainConfig(steps=4, precision='bf16'), path, **QUIET)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
