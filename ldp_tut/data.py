@@ -133,6 +133,11 @@ class Trajectories:
     terminated: np.ndarray   # bool  [E]: ended by the environment, not by the clock
     def __len__(self): return len(self.length)
 
+    @classmethod
+    def concat(cls, parts):
+        "One batch of several whose episodes are equally long."
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
 KINDS = dict(grid=Episodes, vector=Trajectories)
 
 # %% ../nbs/05_trajectories.ipynb #5ccdd4a1
@@ -148,8 +153,7 @@ def wander_maze(
     Waypoints are jittered by up to 0.1. The reward is the task's own, never used here."""
     if episodes < 1 or steps < 1: raise ValueError(f'episodes and steps must be at least 1, got {episodes} and {steps}')
     rng = np.random.default_rng(seed)
-    rounds = [_wander_maze(name, min(100, episodes - e), steps, seed + e, rng, noise) for e in range(0, episodes, 100)]  # a world takes 20 MB
-    return Trajectories(*(np.concatenate([getattr(r, f.name) for r in rounds]) for f in fields(Trajectories)))
+    return Trajectories.concat([_wander_maze(name, min(100, episodes - e), steps, seed + e, rng, noise) for e in range(0, episodes, 100)])  # in rounds: a world takes 20 MB
 
 def _wander_maze(name, episodes, steps, seed, rng, noise):
     many = point_mazes(name, episodes, steps)
@@ -185,7 +189,7 @@ def wander_blocks(
 ) -> Trajectories:          # observations [E, steps+1, 2 blocks], actions one-hot [E, steps, 2 places]: from, then to
     "From arrangement to uniformly random arrangement by fewest moves, all of them alike: towers are no more wanted than anything else. Rewards are all zero; `relabel` writes others."
     if not (0 <= slip <= 1 and 0 <= rest < 1): raise ValueError(f'slip must be in [0, 1] and rest in [0, 1), got {slip} and {rest}')
-    rng, S, P, e = np.random.default_rng(seed), len(table), table.places, np.arange(episodes)
+    rng, S, P = np.random.default_rng(seed), len(table), table.places
     far = np.stack([table.distance(table.match(s)) for s in range(S)])  # [target, arrangement]
     at, target = rng.integers(S, size=episodes), rng.integers(S, size=episodes)
     seen, moves = [at], []

@@ -18,12 +18,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
 from .board import full_board
-from .data import Normaliser, Slices, Trajectories
+from .data import Normaliser, Slices
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .envs import MAZES, MazeTask, point_mazes
 from .guidance import ClassifierGuide, Limited
@@ -155,7 +154,7 @@ def forward(self: Diffuser,
     goal_share: float = 0.8,       # of plans that are told where they end
 ) -> torch.Tensor:
     "The training loss, @eq-masked, one level per plan."
-    c, (B, H, D), on = self.config, plan.shape, dict(generator=generator, device=plan.device)
+    c, (B, H, _), on = self.config, plan.shape, dict(generator=generator, device=plan.device)
     x0, known = self.normaliser(plan), torch.zeros(plan.shape, dtype=torch.bool, device=plan.device)
     known[:, 0, :c.state_dim] = True
     if c.goal_dims: known[:, -1, :c.goal_dims] = (torch.rand(B, **on) < goal_share)[:, None]
@@ -431,6 +430,10 @@ def drive_plans(
     return scores | dict(believable=float((cost <= 1).float().mean())), states, plans
 
 # %% ../nbs/07_diffuser.ipynb #8e3f19cd
+def _stretch(rows, steps, fill):
+    "The first steps of every row [n_i, D], filled up with its own `fill` [B, D]: [steps, B, D]."
+    return np.stack([np.concatenate([x[:steps], np.tile(f, (max(0, steps - len(x)), 1))]) for x, f in zip(rows, fill)], 1)
+
 def drive_actions(
     model: Diffuser,
     support: Support,
@@ -444,7 +447,7 @@ def drive_actions(
     warm: int = 5,             # iterations of a warm-started one; 0: always from noise
     controller: bool = False,  # let a controller follow the planned states, and hold the ball at the goal once it is there
 ) -> dict:                     # scores, and seconds spent planning
-    "Execute the planned actions and nothing else, planning again as told."
+    "Execute the planned actions and nothing else, or, with a controller, follow the planned states; plan again as told."
     many, stride = point_mazes(name, episodes), model.config.stride
     state, goal = many.reset(seed=seed)[0], torch.tensor(many.envs[0].goal, dtype=torch.float32).expand(episodes, 2)
     plans, rewards, T, seconds, there = None, [], MAZES[name].max_steps, 0., np.zeros(episodes, bool)
@@ -456,9 +459,8 @@ def drive_actions(
             plans = plans or [None] * episodes
             for i, p in zip(on, new): plans[i] = p
             seconds += time.perf_counter()
-        first = lambda x, fill: np.concatenate([x[:count * stride], np.tile(fill, (max(0, count * stride - len(x)), 1))])
-        wanted = np.stack([first(joined(p.state.numpy(), stride) if controller else p.action.flatten(0, 1).numpy(), rest[i] if controller else np.zeros(2)) for i, p in enumerate(plans)], 1)
-        for w in wanted[:T - len(rewards)]:
+        wanted = [joined(p.state.numpy(), stride) if controller else p.action.flatten(0, 1).numpy() for p in plans]
+        for w in _stretch(wanted, count * stride, rest if controller else np.zeros((episodes, 2)))[:T - len(rewards)]:
             force = track(np.where(there[:, None], rest, w), state) if controller else np.clip(w, -1, 1).astype(np.float32)
             state, reward, *_ = many.step(force); rewards.append(reward)
             if controller: there |= reward > 0

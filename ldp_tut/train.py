@@ -150,6 +150,11 @@ def _resume(path, model, ema, optimiser, config):
 class NonFiniteLoss(RuntimeError):
     "Training met NaN or infinity and stopped; the last good checkpoint is where the message says."
 
+def _where(step, path, saved):
+    "What somebody needs to know when a run stops here."
+    kept = f'the last good checkpoint is {path} (step {saved})' if saved else 'nothing was saved yet' if path else 'nothing was saved: pass path='
+    return f'at step {step}; {kept}. Repair the batch and go on, or lower the learning rate and start again at another path'
+
 def _sources(config, step, accelerator):
     "Two generators, for batches (CPU) and for noise (device), that depend on the seed, the step and the process alone."
     seed = (config.seed * 1_000_003 + step) * 64 + accelerator.process_index
@@ -177,6 +182,11 @@ def _accelerator(device, config, log_with, log_dir):
     if accelerator.device.type != device.type: raise ValueError(f'this process has already trained on {accelerator.device}; start a new one to train on {device}')
     if log_with: accelerator.init_trackers('ldp_tut', config=asdict(config))
     return accelerator
+
+def _precision(config, device):
+    "The configuration with 'auto' decided, so that a run that began in bf16 is not resumed in float32, and the context to compute in. Ours: accelerate fixes its own once per process."
+    precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
+    return replace(config, precision=precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')
 
 def _to_device(batch, device):
     if isinstance(batch, dict): return {n: _to_device(v, device) for n, v in batch.items()}
@@ -231,15 +241,12 @@ def fit(
     """Train any model of this book, which is left with its averaged weights. Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs.
 
     Resuming is exact for losses that draw from the generator they are given; what they draw from torch's global one (`nn.Dropout`, a bare `torch.randn`) is not remembered. `history` holds the steps of this call only."""
-    device = pick_device(device)
-    precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
-    config = replace(config, precision=precision)  # a run that began in bf16 is not resumed in float32
+    device, path = pick_device(device), Path(path) if path else None
+    config, autocast = _precision(config, device)
     accelerator = _accelerator(device, config, log_with, log_dir)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')  # ours: accelerate fixes its own once per process
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    wrapped, optimiser = accelerator.prepare(model, optimiser)
-    ema, start, before, path = EMA(model, config.ema), 0, 0., Path(path) if path else None
-    if path and path.exists(): start, before = _resume(path, model, ema, optimiser, config)
+    wrapped, optimiser = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)))
+    ema = EMA(model, config.ema)
+    start, before = _resume(path, model, ema, optimiser, config) if path and path.exists() else (0, 0.)
     loss_fn, run, saved = torch.compile(loss_fn) if config.compile else loss_fn, Run(model), start
     end, began = min(config.steps, config.steps if stop_at is None else stop_at), time.perf_counter()
     bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train', mininterval=1., dynamic_ncols=True,
@@ -247,9 +254,8 @@ def fit(
     for step in bar:
         source, noise = _sources(config, step, accelerator)
         for group in optimiser.param_groups: group['lr'] = learning_rate(step, config)
-        kept = f'the last good checkpoint is {path} (step {saved})' if saved else 'nothing was saved yet' if path else 'nothing was saved: pass path='
-        parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, _to_device(batches(step, source), accelerator.device), noise, config,
-                        f'at step {step}; {kept}. Repair the batch and go on, or lower the learning rate and start again at another path')
+        batch = _to_device(batches(step, source), accelerator.device)
+        parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, batch, noise, config, _where(step, path, saved))
         ema.update(model)
         run.history.append(dict(step=step, lr=learning_rate(step, config), seconds=time.perf_counter() - began, **parts))
         if step % 10 == 0: bar.set_postfix(loss=f"{parts['loss']:.4f}")

@@ -237,6 +237,8 @@ def test_maze_data_is_made_a_hundred_worlds_at_a_time():
     pytest.importorskip('gymnasium_robotics', reason="the extra 'maze' is not installed")
     few, more = wander_maze('umaze', 100, 3, seed=5), wander_maze('umaze', 102, 3, seed=5)
     assert len(more) == 102 and np.array_equal(more.observation[:100], few.observation) and np.array_equal(more.action[:100], few.action)
+    again = Trajectories.concat([few, few])
+    assert len(again) == 200 and np.array_equal(again.action[100:], few.action)
     assert not np.array_equal(more.observation[100], more.observation[0]) and more.length.tolist() == [3] * 102
 
 

@@ -84,7 +84,12 @@ def test_the_network_takes_lengths_it_can_halve():
 
 
 def test_more_stages_see_farther():
-    def wide(mults): torch.manual_seed(0); r = reach_of(TemporalUNet(4, 16, mults), 128); return int((r > r.max() * .12).sum())  # group normalisation leaks a little to everywhere
+    def wide(mults):
+        torch.manual_seed(0); net = TemporalUNet(4, 16, mults)
+        for part in net.modules():   # group normalisation sees every token; without it the window is exact
+            if isinstance(part, torch.nn.Sequential):
+                for j, layer in enumerate(part): part[j] = torch.nn.Identity() if isinstance(layer, torch.nn.GroupNorm) else layer
+        return int((reach_of(net, 256) > 0).sum())
     assert wide((1,)) < wide((1, 1)) < wide((1, 1, 1))
 
 
