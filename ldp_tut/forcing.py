@@ -63,10 +63,11 @@ def attend(
     q: torch.Tensor,  # [B, heads, T, d]
     k: torch.Tensor,  # [B, heads, S, d]
     v: torch.Tensor,  # [B, heads, S, d]
+    bias: torch.Tensor = None,  # added to the scores, broadcast to [B, heads, T, S]
 ) -> torch.Tensor:    # [B, T, heads * d]
     "Plain attention. On a CPU the fused kernel is slower for a dozen tokens (the training chapter times it), so it is written out there."
-    if q.device.type == 'cpu': out = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1) @ v
-    else: out = F.scaled_dot_product_attention(q, k, v)
+    if q.device.type == 'cpu': out = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + (0 if bias is None else bias), -1) @ v
+    else: out = F.scaled_dot_product_attention(q, k, v, bias)
     return rearrange(out, 'b h t d -> b t (h d)')
 
 # %% ../nbs/09_forcing.ipynb #13a4c627
@@ -82,9 +83,9 @@ class Block(nn.Module):
 
     def keys_values(self, memory): return rearrange(self.kv(memory), 'b p (two h d) -> two b h p d', two=2, h=self.heads)
 
-    def forward(self, x, memory=None):
+    def forward(self, x, memory=None, bias=None):
         q, k, v = rearrange(self.qkv(self.norm1(x)), 'b t (three h d) -> three b h t d', three=3, h=self.heads)
-        x = x + self.out1(attend(q, k, v))
+        x = x + self.out1(attend(q, k, v, bias))
         if memory is not None:
             k, v = memory  # of b scenes; with several plans a scene, its plans ask side by side
             q = rearrange(self.q(self.norm2(x)), '(b n) t (h d) -> b h (n t) d', h=self.heads, b=len(k))
