@@ -72,24 +72,16 @@ def attend(
 
 # %% ../nbs/09_forcing.ipynb #13a4c627
 class Block(nn.Module):
-    "Pre-norm transformer block: tokens look at one another, then (if given) at a memory that never changes, then think."
-    def __init__(self, width: int, heads: int, memory: bool = False):
+    "Pre-norm transformer block: tokens look at one another, then think."
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.norm1, self.qkv, self.out1 = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.norm3, self.mlp = nn.LayerNorm(width), nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        if memory:
-            self.norm2, self.q, self.kv, self.out2 = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
 
-    def keys_values(self, memory): return rearrange(self.kv(memory), 'b p (two h d) -> two b h p d', two=2, h=self.heads)
-
-    def forward(self, x, memory=None, bias=None):
+    def forward(self, x, bias=None):  # bias: added to the attention scores, as in `attend`
         q, k, v = rearrange(self.qkv(self.norm1(x)), 'b t (three h d) -> three b h t d', three=3, h=self.heads)
         x = x + self.out1(attend(q, k, v, bias))
-        if memory is not None:
-            k, v = memory  # of b scenes; with several plans a scene, its plans ask side by side
-            q = rearrange(self.q(self.norm2(x)), '(b n) t (h d) -> b h (n t) d', h=self.heads, b=len(k))
-            x = x + rearrange(self.out2(attend(q, k, v)), 'b (n t) w -> (b n) t w', t=x.shape[1])
         return x + self.mlp(self.norm3(x))
 
 # %% ../nbs/09_forcing.ipynb #1bd355f2
@@ -102,8 +94,6 @@ class ForcingConfig:
     heads: int = 4
     levels: int = 100            # K, trained noise levels
     max_time: float = 128.       # longest wavelength of the time features, in env steps
-    memory: bool = False         # whether blocks also attend to a memory
-    extra_dim: int = 0           # further features given with every token
     outputs: tuple = ()          # extra heads on the trunk: (name, size) pairs
 
     def __post_init__(self):
@@ -124,19 +114,10 @@ class TokenTransformer(nn.Module):
         self.token = nn.Linear(config.token_dim, W)
         self.level = nn.Sequential(nn.Linear(32, W), nn.GELU(), nn.Linear(W, W))
         self.time = nn.Sequential(nn.Linear(64, W), nn.GELU(), nn.Linear(W, W))
-        if config.extra_dim: self.extra = nn.Linear(config.extra_dim, W)
-        self.blocks = nn.ModuleList([Block(W, config.heads, config.memory) for _ in range(config.depth)])
+        self.blocks = nn.ModuleList([Block(W, config.heads) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(W)
         self.x0 = nn.Linear(W, config.token_dim)
         self.heads = nn.ModuleDict({name: nn.Linear(W, size) for name, size in config.outputs})
-
-# %% ../nbs/09_forcing.ipynb #0beb583b
-@patch
-def remember(self: TokenTransformer,
-    memory: torch.Tensor,  # [B, P, width]
-) -> list:                 # keys and values for every block
-    "Work on the memory once per plan instead of once per iteration."
-    return [b.keys_values(memory) for b in self.blocks]
 
 # %% ../nbs/09_forcing.ipynb #a10157eb
 @patch
@@ -144,16 +125,12 @@ def forward(self: TokenTransformer,
     x: torch.Tensor,         # [B, H, D] at levels k
     k: torch.Tensor,         # int64 [B, H]
     times: torch.Tensor,     # float [B, H], offset from now in env steps
-    memory=None,             # tensor [b, P, width] or the list `remember` returns; B a multiple of b, plans of one scene in a row
-    extra: torch.Tensor = None,  # [B, H, extra_dim]
 ) -> Prediction:
     "Denoise every token from its own level. Raises `ValueError` for tokens of another size."
     if x.shape[-1] != self.config.token_dim: raise ValueError(f'tokens have {x.shape[-1]} numbers, this model was built for {self.config.token_dim}')
-    if isinstance(memory, torch.Tensor): memory = self.remember(memory)
     noise = fourier(k.float() / self.schedule.K, 32, 2., 0.05)
     h = self.token(x) + self.level(noise) + self.time(fourier(times, 64, self.config.max_time))
-    if extra is not None: h = h + self.extra(extra)
-    for i, block in enumerate(self.blocks): h = block(h, memory[i] if memory is not None else None)
+    for block in self.blocks: h = block(h)
     h = self.norm(h)
     a = self.schedule.alpha_bar[k][..., None]
     x0 = a.sqrt() * x + (1 - a).sqrt() * self.x0(h)  # a clean token is its own answer; at pure noise the network alone decides

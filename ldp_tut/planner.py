@@ -15,7 +15,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -66,8 +66,9 @@ def evidence(self: WorldModel,
 ) -> torch.Tensor:               # float [B, H, V, W, H]
     "How well each content fits each cell of a noisy latent, as a log-likelihood up to a constant (@eq-evidence)."
     a = schedule.alpha_bar[k].clamp(max=0.999)[..., None, None, None]  # a clean token is evidence enough
-    dot = torch.einsum('bhcxy,vc->bhvxy', self.shaped(x).float(), self.table.float())
-    return a.sqrt() / (1 - a) * dot - a / (2 * (1 - a)) * self.table.float().pow(2).sum(1)[:, None, None]
+    table = self.table.float()
+    dot = torch.einsum('bhcxy,vc->bhvxy', self.shaped(x).float(), table)
+    return a.sqrt() / (1 - a) * dot - a / (2 * (1 - a)) * table.pow(2).sum(1)[:, None, None]
 
 # %% ../nbs/12_planner.ipynb #afe1d200
 class SceneEncoder(nn.Module):
@@ -113,6 +114,7 @@ class Scene(NamedTuple):
     put: torch.Tensor      # [b, places, place_dim]
     seen: torch.Tensor     # [b, V, W, H], the frame itself, one channel per content
 
+# %% ../nbs/12_planner.ipynb #5a285f3a
 class PlannerModel(nn.Module):
     "A frozen world model, a scene encoder, and a forcing denoiser with reward, termination and action heads on its trunk."
     def __init__(self, config: PlannerConfig):
@@ -163,11 +165,11 @@ def forward(self: PlannerModel,
 ) -> Prediction:          # heads: reward, termination, action, and log-probabilities `place` [B, H, G, W, H] and `scenery` [B, H, V - G, W, H]
     "Denoise every token from its own level."
     if isinstance(scene, torch.Tensor): scene = self.observe(scene)
-    c, w, (B, H), b = self.config, self.config.world, k.shape, len(scene.static)
+    c, w, (B, H), b = self.config, self.world, k.shape, len(scene.static)
     each = lambda t: t.repeat_interleave(B // b, 0)[:, None]
-    fits, static = self.world.evidence(x, k, self.schedule), each(scene.static).float()
-    scenery = (fits + static)[:, :, list(w.scenery)]
-    place = (fits + static)[:, :, list(w.mover)] - scenery.logsumexp(2, keepdim=True)  # the arrow here, against whatever else would be
+    fits = w.evidence(x, k, self.schedule) + each(scene.static).float()
+    scenery = fits[:, :, w.scenery]
+    place = fits[:, :, w.mover] - scenery.logsumexp(2, keepdim=True)  # the arrow here, against whatever else would be
     own = place.flatten(2).log_softmax(-1).view_as(place)
     level, when, apart, pair = self._clocks(k, times)
     trust = rearrange(self.trust(pair), 'b i j (l m) -> l b m i j', m=c.mixers).softmax(-1)
@@ -181,8 +183,8 @@ def forward(self: PlannerModel,
     y = y + self.back(torch.tanh(asked / 4).flatten(0, 1).to(y.dtype))
     for layer, t in zip(self.layers[c.fine_depth:], trust[c.fine_depth:]): y = layer(y, t)
     more = self.leave(y).unflatten(0, (B, H)).float()
-    place = (place + more[:, :, list(w.mover)] + asked.float()).flatten(2).log_softmax(-1).view_as(place)
-    scenery = (scenery + more[:, :, list(w.scenery)]).log_softmax(2)
+    place = (place + more[:, :, w.mover] + asked.float()).flatten(2).log_softmax(-1).view_as(place)
+    scenery = (scenery + more[:, :, w.scenery]).log_softmax(2)
     return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, **{n: head(h) for n, head in self.heads.items()}))
 
 # %% ../nbs/12_planner.ipynb #82d781ca
@@ -199,9 +201,9 @@ def _reason(self: PlannerModel, belief, scene, level, when, apart):
 @patch
 def _encoded(self: PlannerModel, place, scenery):
     "The latent of a belief about contents: the encoder is linear, so the mean of encodings is the encoding of the mean."
-    table, w = self.world.table.float(), self.config.world
-    mover = torch.einsum('bhvxy,vc->bhcxy', place, table[list(w.mover)])
-    rest = torch.einsum('bhvxy,vc->bhcxy', scenery, table[list(w.scenery)])
+    table, w = self.world.table.float(), self.world
+    mover = torch.einsum('bhvxy,vc->bhcxy', place, table[w.mover])
+    rest = torch.einsum('bhvxy,vc->bhcxy', scenery, table[w.scenery])
     return (mover + (1 - place.sum(2, keepdim=True)) * rest).flatten(2)
 
 # %% ../nbs/12_planner.ipynb #bc4abbd0
@@ -221,6 +223,7 @@ def plan_levels(
     k = torch.where((r(B, H) < 0.3) & (r(B, 1) < 0.3), K, k)
     return torch.where(clean, 0, k)
 
+# %% ../nbs/12_planner.ipynb #24d2084a
 def plan_offsets(
     B: int, H: int,        # samples, tokens
     longest: int,          # steps ahead, at most
@@ -258,16 +261,17 @@ def planner_batches(
 @patch
 def place_loss(self: PlannerModel, p: Prediction, held):
     "Negative log-likelihood of the mover's place [B, H] and, summed over the other cells, of the scenery [B, H]; held int64 [B, H, W, H]."
-    w = self.config.world
-    index = torch.zeros(len(w.contents), dtype=torch.long, device=held.device)
-    index[list(w.mover)], index[list(w.scenery)] = torch.arange(len(w.mover), device=held.device), torch.arange(len(w.scenery), device=held.device)
-    moves = (held[..., None] == torch.tensor(w.mover, device=held.device)).any(-1)
+    w = self.world
+    index = torch.empty_like(w.share, dtype=torch.long)
+    for part in (w.mover, w.scenery): index[part] = torch.arange(len(part), device=held.device)
+    moves = torch.isin(held, w.mover)
     kind, cell = index[held], moves.flatten(2).int().argmax(-1, keepdim=True)
     spot = torch.gather(kind.flatten(2), 2, cell) * moves[0, 0].numel() + cell
     place = -torch.gather(p.heads['place'].flatten(2), 2, spot)[..., 0]
     scenery = -torch.gather(p.heads['scenery'], 2, torch.where(moves, 0, kind)[:, :, None])[:, :, 0]
     return place, (scenery * ~moves).sum((2, 3))
 
+# %% ../nbs/12_planner.ipynb #69fb732b
 def planner_loss(
     model: PlannerModel,
     batch: dict,
@@ -276,7 +280,7 @@ def planner_loss(
     "Name every place and content; and on every token at every level, reward, termination and action: the heads learn on the noise they will see."
     net, valid = getattr(model, 'module', model), batch['valid']  # .module: under accelerate launch
     held = net.world.read(batch['frames'])
-    z = F.embedding(held, net.world.table).movedim(-1, -3).flatten(2)
+    z = net.world.embed(held)
     k = torch.where(valid > 0, plan_levels(*valid.shape, net.schedule.K, generator), net.schedule.K)  # padding is pure noise
     p = model(add_noise(net.schedule, z, k, torch.randn(z.shape, generator=generator, device=z.device)), k, batch['times'], batch['frames'][:, 0])
     mean = lambda e, w: (e * w).sum() / w.sum().clamp(min=1)
@@ -337,6 +341,7 @@ def train_planner(
     save_agent(out / 'agent.safetensors', agent, agent.card)
     return agent, dict(world=world_run.history, planner=run.history)
 
+# %% ../nbs/12_planner.ipynb #beb542bf
 def _collected(r, folder, progress):
     "The recipe's data: what is in the folder, or played now."
     store = TrajectoryStore(folder)
@@ -354,7 +359,7 @@ class PlanConfig:
     votes: int = 4            # ways to it that are settled side by side; the first action is put to the vote
     far_iterations: int = 4   # sampler iterations for the far token
     iterations: int = 3       # sampler iterations for each of the tokens between
-    tokens: int = 1           # tokens between now and the far one; an agent that plans again at every step needs the next one only
+    tokens: int = 1           # tokens between now and the far one; an agent that plans again at every step needs the next one alone
     order: str = 'near'       # which of them settle first: 'near', 'far', 'ends' (halving), 'all' (at once)
     scale: float = 3.         # guidance scale; 0 plans without looking for reward
     limit: float = 1.         # trust region of the guide, in posterior standard deviations
@@ -380,6 +385,7 @@ def _halving(n):
 
 ORDERS = dict(near=lambda n: list(range(n)), far=lambda n: list(range(n))[::-1], ends=_halving, all=lambda n: [0] * n)
 
+# %% ../nbs/12_planner.ipynb #7553b177
 def settling_board(
     between: int,       # tokens between
     K: int,             # trained levels
@@ -392,6 +398,7 @@ def settling_board(
     m = torch.arange(iterations * (int(stage.max()) + 1) + 1)
     return own[(m[:, None] - iterations * stage).clamp(0, iterations)]
 
+# %% ../nbs/12_planner.ipynb #1d4feb7e
 def between_times(
     far: torch.Tensor,   # int64 [B]: steps to the far token
     tokens: int,         # tokens between
@@ -423,6 +430,7 @@ class Frame(NamedTuple):
     level: torch.Tensor      # int64 [B, H]
     x0: torch.Tensor         # [B, H, D], what the denoiser believes
 
+# %% ../nbs/12_planner.ipynb #df8dbc6e
 class FarFuturePlanner:
     """Clean context on the left, a pure-noise token in the far future pushed towards reward, pure noise in between that settles into a path.
 
@@ -459,22 +467,39 @@ def far_tokens(self: FarFuturePlanner,
 # %% ../nbs/12_planner.ipynb #8b8987f4
 @patch
 @torch.no_grad()
-def arrivals(self: FarFuturePlanner,
+def futures(self: FarFuturePlanner,
     z0: torch.Tensor,     # [b, D], now
     scene: Scene,         # of b scenes
-    far: torch.Tensor,    # [b, C, D], far tokens: places worth being at
-) -> torch.Tensor:        # [b, longest]
-    "Log-probability of standing in one of the cells of these far tokens after 1 .. longest steps, from one evaluation at pure noise."
-    model, b, T = self.model, len(far), self.model.config.longest
-    _, share = model.world.find_agent(model.world.decode(far, scene.seen)[0])  # [b, C, W, H]
-    n = torch.arange(1, T + 1 + (-T) % 7, device=z0.device).float().view(-1, 7)                 # seven times a row: tokens of pure noise tell one another nothing
+) -> torch.Tensor:        # [b, longest, G, W, H]
+    "Log-probability of every place after 1 .. longest steps: what the denoiser says of far tokens of pure noise, in one evaluation."
+    model, b, T = self.model, len(z0), self.model.config.longest
+    n = torch.arange(1, T + 1 + (-T) % 7, device=z0.device).float().view(-1, 7)  # seven times a row: tokens of pure noise tell one another nothing
     times = torch.cat([torch.zeros_like(n[:, :1]), n], 1).repeat(b, 1)
     k = torch.full_like(times, model.schedule.K).long()
     k[:, 0] = 0
-    x = z0.new_zeros(*times.shape, z0.shape[1])                                                 # pure noise at its mean
+    x = z0.new_zeros(*times.shape, z0.shape[1])                                  # pure noise at its mean
     x[:, 0] = z0.repeat_interleave(len(n), 0)
-    place = model(x, k, times, scene).heads['place'][:, 1:].exp().sum(2).flatten(0, 1).unflatten(0, (b, -1))[:, :T]  # any direction
-    return torch.einsum('btwh,bwh->bt', place, share.amax(1)).clamp(min=1e-20).log()
+    return model(x, k, times, scene).heads['place'][:, 1:].flatten(0, 1).unflatten(0, (b, -1))[:, :T]
+
+
+# %% ../nbs/12_planner.ipynb #e59aa271
+@patch
+@torch.no_grad()
+def arrivals(self: FarFuturePlanner,
+    future: torch.Tensor,  # [b, longest, G, W, H] from `futures`
+    scene: Scene,          # of b scenes
+    far: torch.Tensor,     # [b, C, D], far tokens: places worth being at
+) -> torch.Tensor:         # [b, longest]
+    "Log-probability of standing in one of the cells of these far tokens, in any direction, after 1 .. longest steps."
+    _, share = self.model.world.find_agent(self.model.world.decode(far, scene.seen)[0])  # [b, C, W, H]
+    return torch.einsum('btgwh,bwh->bt', future.exp(), share.amax(1)).clamp(min=1e-20).log()
+
+@patch
+@torch.no_grad()
+def likelihood(self: FarFuturePlanner, future, scene, n, far):
+    "Log-probability [b, C] of the places of far tokens [b, C, D], direction included, n steps [b] from now."
+    place = future[torch.arange(len(n), device=n.device), n - 1].flatten(1)                              # [b, places]
+    return (self.model.world.decode(far, scene.seen)[0].softmax(2)[:, :, self.model.world.mover].flatten(2) * place[:, None]).sum(-1)
 
 # %% ../nbs/12_planner.ipynb #45d996b2
 @patch
@@ -523,36 +548,15 @@ def read_actions(self: FarFuturePlanner, times, z, scene):
     return torch.cat([torch.where((gap <= world.config.max_gap)[..., None], logits, flat), flat[:, :1]], 1)
 
 @patch
-def plan(self: FarFuturePlanner,
-    obs: torch.Tensor,     # uint8 [B, W, H, C], fully observed grids
-    seeds,                 # B integers: the noise of each plan depends on its own seed alone
-    film: bool = False,    # keep every intermediate state
-    known: torch.Tensor = None,  # [B, D]: places worth being at, from earlier plans; rows of NaN where there is none
-) -> Plan:
-    "Plan for a batch of observations: where to be, when, and how to get there."
-    c, model, B, C, V = self.config, self.model, len(obs), self.config.candidates, self.config.votes
-    obs = obs.to(self.device)
-    with torch.no_grad(): z0, scene = model.world.encode(obs), model.observe(obs)
-    F_, each = c.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
-    noise = seeded_noise(seeds, 2 * F_ * C, z0.shape[1]).to(z0)
-    rows = lambda part: rearrange(part, 'b (m c) d -> m (b c) d', c=C)
-    somewhere = self.somewhere(z0, scene, rows(noise[:, :F_ * C]), known)                               # where: far tokens with all the time in the world
-    arrival = self.arrivals(z0, scene, somewhere)                                                       # when
-    n = self.choose(arrival)
-    far, reward, early = self.far_tokens(each(z0, C), scene, each(n, C), rows(noise[:, F_ * C:]))  # the same question, now with a deadline
-    best = (reward.clamp(min=1e-6).log().view(B, C) + self.likelihood(z0, scene, n, far.unflatten(0, (B, C)))).argmax(1)
-    i = torch.arange(B, device=z0.device)
-    pick = lambda t: t.unflatten(0, (B, C))[i, best]
-    times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(pick(far), V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])
-    actions = self.read_actions(times, z, scene).unflatten(0, (B, V))
-    vote = actions[:, :, 0].exp().mean(1)
-    agreed = actions[i, :, 0, vote.argmax(1)].argmax(1)                                                 # the copy surest of the action that won
+def vote(self: FarFuturePlanner, actions):
+    "Of [B, V, H, A] log-probabilities: those of the copy surest of the action that wins, its first row the mean of all [B, H, A]; and which copy that is [B]."
+    i, share = torch.arange(len(actions), device=actions.device), actions[:, :, 0].exp().mean(1)
+    agreed = actions[i, :, 0, share.argmax(1)].argmax(1)
     action = actions[i, agreed].clone()
-    action[:, 0] = vote.clamp(min=1e-9).log()
-    mine = lambda t: t.unflatten(0, (B, V))[i, agreed].cpu()
-    frames = [Frame(pick(f.times).cpu(), pick(f.level).cpu(), pick(f.x0).cpu()) for f in early] + [Frame(*map(mine, f)) for f in late] if film else []
-    return Plan(mine(times), mine(z), pick(reward).cpu(), action.cpu(), mine(at), arrival.cpu(), frames)
+    action[:, 0] = share.clamp(min=1e-9).log()
+    return action, agreed
 
+# %% ../nbs/12_planner.ipynb #23cc0586
 @patch
 def somewhere(self: FarFuturePlanner, z0, scene, noise, known=None):
     "Places worth being at [B, C, D]: guided far tokens at the farthest horizon, or the ones known from before."
@@ -565,17 +569,33 @@ def somewhere(self: FarFuturePlanner, z0, scene, noise, known=None):
         out[new] = self.far_tokens(z0[new].repeat_interleave(C, 0), few, late, noise[:, each])[0].unflatten(0, (-1, C))
     return out
 
+# %% ../nbs/12_planner.ipynb #563a3928
 @patch
-@torch.no_grad()
-def likelihood(self: FarFuturePlanner, z0, scene, n, far):
-    "Log-probability [B, C] of the places of far tokens [B, C, D], direction included, n steps [B] from now."
-    model = self.model
-    times = torch.stack([torch.zeros_like(n), n], 1).float()
-    k = torch.zeros_like(times).long()
-    k[:, 1] = model.schedule.K
-    place = model(torch.stack([z0, torch.zeros_like(z0)], 1), k, times, scene).heads['place'][:, 1].flatten(1)   # [B, places]
-    cells = model.world.decode(far, scene.seen)[0].softmax(2)[:, :, list(model.config.world.mover)].flatten(2)   # [B, C, places]
-    return (cells * place[:, None]).sum(-1)
+def plan(self: FarFuturePlanner,
+    obs: torch.Tensor,     # uint8 [B, W, H, C], fully observed grids
+    seeds,                 # B integers: the noise of each plan depends on its own seed alone
+    film: bool = False,    # keep every intermediate state
+    known: torch.Tensor = None,  # [B, D]: places worth being at, from earlier plans; rows of NaN where there is none
+) -> Plan:
+    "Plan for a batch of observations: where to be, when, and how to get there."
+    B, C, V, obs = len(obs), self.config.candidates, self.config.votes, obs.to(self.device)
+    with torch.no_grad(): z0, scene = self.model.world.encode(obs), self.model.observe(obs)
+    F_, each = self.config.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
+    noise = seeded_noise(seeds, 2 * F_ * C, z0.shape[1]).to(z0)
+    rows = lambda part: rearrange(part, 'b (m c) d -> m (b c) d', c=C)
+    somewhere = self.somewhere(z0, scene, rows(noise[:, :F_ * C]), known)                               # where: far tokens with all the time in the world
+    future = self.futures(z0, scene)
+    arrival = self.arrivals(future, scene, somewhere)                                                   # when
+    n = self.choose(arrival)
+    far, reward, early = self.far_tokens(each(z0, C), scene, each(n, C), rows(noise[:, F_ * C:]))         # the same question, now with a deadline
+    best = (reward.clamp(min=1e-6).log().view(B, C) + self.likelihood(future, scene, n, far.unflatten(0, (B, C)))).argmax(1)
+    i = torch.arange(B, device=z0.device)
+    pick = lambda t: t.unflatten(0, (B, C))[i, best]
+    times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(pick(far), V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])
+    action, agreed = self.vote(self.read_actions(times, z, scene).unflatten(0, (B, V)))
+    mine = lambda t: t.unflatten(0, (B, V))[i, agreed].cpu()
+    frames = [Frame(pick(f.times).cpu(), pick(f.level).cpu(), pick(f.x0).cpu()) for f in early] + [Frame(*map(mine, f)) for f in late] if film else []
+    return Plan(mine(times), mine(z), pick(reward).cpu(), action.cpu(), mine(at), arrival.cpu(), frames)
 
 # %% ../nbs/12_planner.ipynb #560b6b77
 class PlannerAgent:
@@ -615,6 +635,9 @@ def begin(self: PlannerAgent, seeds):
 
 # %% ../nbs/12_planner.ipynb #b6e88696
 @patch
+def plan_seeds(self: PlannerAgent): return [(self.seeds[r] * 10_007 + self.step) % 2**62 for r in self.rows]  # other noise for every room and step
+
+@patch
 def remembered(self: PlannerAgent):
     "The far tokens of the last plans, NaN where nobody believed in them."
     if self.plan is None: return None
@@ -638,8 +661,7 @@ def act_batch(self: PlannerAgent,
     "One action per room, for the rooms `begin` was told of."
     c = self.config
     if self.plan is None or self.since >= c.replan:
-        seeds = [(self.seeds[r] * 10_007 + self.step) % 2**62 for r in self.rows]
-        self.plan, self.since, self.plans_made = self.planner.plan(obs, seeds, known=self.remembered()), 0, self.plans_made + 1
+        self.plan, self.since, self.plans_made = self.planner.plan(obs, self.plan_seeds(), known=self.remembered()), 0, self.plans_made + 1
     column = (self.plan.times <= self.since + 0.5).sum(1) - 1
     action = self.plan.action[torch.arange(len(obs)), column].argmax(-1)
     self.since += 1; self.step += 1
@@ -831,29 +853,32 @@ def film_episode(
     size: int = 14,        # pixels of a cell
     most: int = 60,        # frames of the walk; of a longer one, every second or third step is shown
 ) -> list:                 # PIL images
-    "One episode: the first plan being denoised, then every plan beside the walk it led to."
+    """One episode: the first plan being denoised, then every plan beside the walk it led to.
+
+    What is drawn is the agent's own plan, the same far token and deadline, with more tokens between than it needs to act."""
     env, model = make_env(agent.env_id), agent.planner.model
     obs = read_image(env.reset(seed=int(seed))[0], model.config)
     cells, pose = read_grid(env)
     walk, frames, done, step = [tuple(pose[:2].tolist())], [], False, 0
-    def right(text): return draw_room(cells, read_grid(env)[1], walk=walk, size=size), text
+    def right(): return draw_room(cells, read_grid(env)[1], walk=walk, size=size)
+    drawn = FarFuturePlanner(model, replace(agent.config, tokens=max(10, agent.config.tokens), votes=1))
     agent.begin([int(seed)])
-    plan = agent.planner.plan(obs[None], [int(seed) * 10_007 % 2**62], film=True)
+    plan = drawn.plan(obs[None], agent.plan_seeds(), film=True)
     horizon = float(plan.times[0, plan.at[0]])
     for f in plan.film:
         upto = f.times[0] <= horizon
         left = draw_belief(model, cells, obs, f.x0[0][upto], f.times[0][upto], horizon, size)
-        frames.append(side_by_side([left, right('')[0]], [f'denoising: noise level {int(f.level[0].max())} of {model.schedule.K}', 'the real room']))
+        frames.append(side_by_side([left, right()], [f'denoising: noise level {int(f.level[0].max())} of {model.schedule.K}', 'the real room']))
     while not done:
-        action = agent.act(obs)
-        n = float(agent.plan.times[0, agent.plan.at[0]])
-        upto = agent.plan.times[0] <= n
-        left = draw_belief(model, cells, obs, agent.plan.z[0][upto].to(agent.planner.device), agent.plan.times[0][upto], horizon, size)
-        frames.append(side_by_side([left, right('')[0]], [f'plan: goal in {n:.0f} steps, reward {float(agent.plan.reward[0]):.2f}', f'step {step}']))
+        shown = drawn.plan(obs[None], agent.plan_seeds(), known=agent.remembered())
+        action, n = agent.act(obs), float(shown.times[0, shown.at[0]])
+        upto = shown.times[0] <= n
+        left = draw_belief(model, cells, obs, shown.z[0][upto].to(agent.planner.device), shown.times[0][upto], horizon, size)
+        frames.append(side_by_side([left, right()], [f'plan: goal in {n:.0f} steps, reward {float(shown.reward[0]):.2f}', f'step {step}']))
         out, reward, terminated, truncated, _ = env.step(action)
         obs, step, done = torch.from_numpy(np.asarray(out['image'])), step + 1, terminated or truncated
         walk.append(tuple(int(v) for v in env.unwrapped.agent_pos))
-    frames.append(side_by_side([frames[-1].crop((0, 18, left.width, 18 + left.height)), right('')[0]],
+    frames.append(side_by_side([frames[-1].crop((0, 18, left.width, 18 + left.height)), right()],
                                [f'plan: goal in {n:.0f} steps', f'step {step}: ' + ('goal reached' if reward > 0 else 'not solved')]))
     opening = len(plan.film)
     every = -(-(len(frames) - opening) // most)  # rounded up: a wandering episode must not make a film of a megabyte

@@ -72,6 +72,7 @@ class WorldModel(nn.Module):
         self.config, V, C, Z = config, len(config.contents), config.channels, config.hidden
         self.register_buffer('contents', torch.tensor(config.contents, dtype=torch.uint8), persistent=False)
         self.register_buffer('share', torch.full((V,), 1 / V) if share is None else share.float())  # of cells that hold each content
+        for name in ('mover', 'scenery'): self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)  # on the model's device: no waiting
         self.embedding = nn.Parameter(torch.randn(V, C))
         head = lambda inputs, outputs, sight=1: nn.Sequential(nn.Conv2d(inputs, Z, 3, padding=1), nn.GELU(), nn.Conv2d(Z, Z, 2 * sight + 1, padding=sight), nn.GELU(), nn.Conv2d(Z, outputs, 1))
         self.decoder = head(C + V, V + 2)  # and two votes: reward, termination
@@ -103,7 +104,10 @@ def encode(self: WorldModel,
     obs: torch.Tensor,  # uint8 [..., W, H, C]
 ) -> torch.Tensor:      # float [..., channels * W * H]
     "Observations to latents, flattened to one token per frame."
-    return F.embedding(self.read(obs), self.table).movedim(-1, -3).flatten(-3)
+    return self.embed(self.read(obs))
+
+@patch
+def embed(self: WorldModel, held): return F.embedding(held, self.table).movedim(-1, -3).flatten(-3)  # int64 [..., W, H] -> [..., D]
 
 # %% ../nbs/11_world_model.ipynb #c54daeea
 @patch
@@ -133,9 +137,9 @@ def find_agent(self: WorldModel,
     cells: torch.Tensor,  # logits [..., V, W, H] from `decode`
 ) -> tuple:               # pose int64 [..., 3] (x, y, state of the mover's content), and its share of each cell float [..., W, H]
     "Where a decoded frame shows the mover."
-    chance = cells.softmax(-3).index_select(-3, torch.tensor(self.config.mover, device=cells.device))
+    chance = cells.softmax(-3).index_select(-3, self.mover)
     best, (W, H) = chance.flatten(-3).argmax(-1), chance.shape[-2:]
-    state = self.contents[torch.tensor(self.config.mover, device=cells.device)[best // (W * H)], -1].long()
+    state = self.contents[self.mover[best // (W * H)], -1].long()
     return torch.stack([best % (W * H) // H, best % H, state], -1), chance.sum(-3)
 
 # %% ../nbs/11_world_model.ipynb #573cf85b
@@ -148,7 +152,7 @@ def forward_dynamics(self: WorldModel, z, action, seen):
 @patch
 def imagine(self: WorldModel, z, action, seen):
     "The latent [B, D] of the most likely contents after an action: a step of a roll-out."
-    return F.embedding(self.forward_dynamics(z, action, seen).argmax(1), self.table).movedim(-1, -3).flatten(1)
+    return self.embed(self.forward_dynamics(z, action, seen).argmax(1))
 
 @patch
 def inverse_dynamics(self: WorldModel, z, later, gap, seen):
@@ -169,7 +173,7 @@ def forward(self: WorldModel,
 ) -> dict:         # the parts of the loss
     "Reconstruction, reward, termination, forward and inverse dynamics; every head reads a noisy latent."
     held = self.read(batch['frames'])
-    z = F.embedding(held, self.table).movedim(-1, -3).flatten(-3)
+    z = self.embed(held)
     noisy = z + self.config.latent_noise * torch.randn(z.shape, generator=generator, device=z.device)
     seen, B = self.look(batch['scene']), len(z)
     cells, reward, end = self.decode(noisy[:, :2], seen)
