@@ -22,12 +22,13 @@ def _add_train(p):
     "Arguments of `train`: the fields of `Recipe`, each with its unit."
     from ldp_tut.planner import Recipe
     units = dict(policy='wander or random', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
-                 steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan', width='of the transformer',
-                 depth='its blocks', shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
+                 steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
+                 shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
     p.add_argument('--env', dest='env_id', default=Recipe.env_id, help='a registered MiniGrid id')
     for name, unit in units.items():
         value = getattr(Recipe, name)
         p.add_argument('--' + name.replace('_', '-'), type=type(value), default=value, help=unit)
+    p.add_argument('--chain', action=argparse.BooleanOptionalAction, default=Recipe.chain, help='messages from step to step in the denoiser')
     p.add_argument('--out', default='runs/fourrooms', help='folder for data, resumable runs and agent.safetensors')
 
 def _add_plan(p, episodes):
@@ -101,7 +102,9 @@ def _commit():
 def _command(recipe):
     "The command that makes the same recipe again: only what differs from the defaults is spelled out."
     from ldp_tut.planner import Recipe
-    parts = [f"--{'env' if f.name == 'env_id' else f.name.replace('_', '-')} {getattr(recipe, f.name)}" for f in fields(recipe) if getattr(recipe, f.name) != getattr(Recipe(), f.name)]
+    flag = lambda name: '--' + dict(env_id='env').get(name, name).replace('_', '-')
+    spell = lambda name, v: f'--{"" if v else "no-"}{name}' if isinstance(v, bool) else f'{flag(name)} {v}'
+    parts = [spell(f.name, getattr(recipe, f.name)) for f in fields(recipe) if getattr(recipe, f.name) != getattr(Recipe(), f.name)]
     return ' '.join(['ldp-tut train', *parts])
 
 def run_train(a) -> dict:

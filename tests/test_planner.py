@@ -24,7 +24,7 @@ def windows(): return Windows(collect(ENV, 'wander', 60, seed=0, progress=False)
 def model(windows):
     world = make_world(windows).config
     torch.manual_seed(0)
-    m = PlannerModel(PlannerConfig(env_id=ENV, world=world, width=32, depth=1, heads=2, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
+    m = PlannerModel(PlannerConfig(env_id=ENV, world=world, width=32, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
     m.world.freeze()
     return m.eval()
 
@@ -173,7 +173,7 @@ def test_checkpoints_round_trip_and_misfits_are_refused(model, tmp_path):
 
 
 def test_the_whole_recipe_runs_and_resumes(tmp_path):
-    recipe = Recipe(env_id='MiniGrid-Empty-6x6-v0', episodes=20, world_steps=6, steps=6, batch=4, tokens=4, width=32, depth=1, longest=12, precision='no')
+    recipe = Recipe(env_id='MiniGrid-Empty-6x6-v0', episodes=20, world_steps=6, steps=6, batch=4, tokens=4, longest=12, precision='no')
     agent, first = train_planner(recipe, tmp_path, 'cpu', progress=False)
     again, second = train_planner(recipe, tmp_path, 'cpu', progress=False)
     assert len(first['planner']) == 6 and second['planner'] == [], 'a finished run has nothing left to do'
