@@ -33,7 +33,7 @@ from .board import context_board, full_board
 from .data import TrajectoryStore, Windows, collect
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_noise, shifted
 from .envs import GOAL, distance_to, goal_cell, make_env, read_grid, split_agent
-from .forcing import Prediction, attend, fourier
+from .forcing import Prediction, fourier
 from .guidance import HeadGuide, Limited
 from .train import CheckpointError, TrainConfig, fit, load_checkpoint, pick_device, save_checkpoint
 from .viz import draw_room, side_by_side
@@ -47,7 +47,7 @@ class PlannerConfig:
     world: WorldConfig = WorldConfig()
     chain: bool = True    # messages from step to step; False leaves everything to the layers below
     scene_width: int = 48 # channels of the network that reads the scene
-    dilations: tuple = (1, 2, 4, 1, 2, 1)  # of its layers
+    scene_depth: int = 2  # its layers
     place_dim: int = 64   # features of a place
     fine: int = 16        # channels of the layers at the resolution of cells
     fine_depth: int = 2   # how many of them
@@ -115,22 +115,16 @@ def messages(
 
 # %% ../nbs/12_planner.ipynb #afe1d200
 class SceneEncoder(nn.Module):
-    "The current frame, read once per plan: dilated convolutions that see far, and one layer in which every cell looks at every other."
+    "The current frame, read once per plan. Convolutions that see three cells far: what a step can do is a local matter, and what is learned of one cell holds for all."
     def __init__(self, config: PlannerConfig):
         super().__init__()
-        V, S, w = len(config.world.contents), config.scene_width, config.world
-        self.enter = nn.Conv2d(V, S, 3, padding=1)
-        self.where = nn.Parameter(torch.randn(S, w.width, w.height) * .1)
-        self.layers = nn.ModuleList([nn.Sequential(nn.GroupNorm(1, S), nn.Conv2d(S, S, 3, padding=d, dilation=d), nn.SiLU(), nn.Conv2d(S, S, 1)) for d in config.dilations])
-        self.norm, self.qkv, self.out = nn.LayerNorm(S), nn.Linear(S, 3 * S), nn.Linear(S, S)
+        S = config.scene_width
+        self.enter = nn.Conv2d(len(config.world.contents), S, 3, padding=1)
+        self.layers = nn.ModuleList([nn.Sequential(nn.GroupNorm(1, S), nn.Conv2d(S, S, 3, padding=1), nn.SiLU(), nn.Conv2d(S, S, 1)) for _ in range(config.scene_depth)])
 
     def forward(self, seen):  # float [b, V, W, H] -> [b, S, W, H]
-        x, middle = self.enter(seen) + self.where, min(2, len(self.layers) - 1)
-        for i, layer in enumerate(self.layers):
-            x = x + layer(x)
-            if i == middle:
-                q, k, v = rearrange(self.qkv(self.norm(rearrange(x, 'b s w h -> b (w h) s'))), 'b n (three m d) -> three b m n d', three=3, m=4)
-                x = x + rearrange(self.out(attend(q, k, v)), 'b (w h) s -> b s w h', w=x.shape[2])
+        x = self.enter(seen)
+        for layer in self.layers: x = x + layer(x)
         return x
 
 # %% ../nbs/12_planner.ipynb #d64af92f
@@ -354,7 +348,7 @@ class Recipe:
     episodes: int = 8000         # layouts 0 .. episodes-1
     world_steps: int = 500
     world_lr: float = 3e-3
-    steps: int = 5000
+    steps: int = 2500
     lr: float = 2e-3
     batch: int = 32              # plans
     tokens: int = 8              # in a plan
@@ -379,11 +373,9 @@ def train_planner(
     world_model = make_world(windows, r.seed)
     world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
                     TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress)
-    size = max(world_model.config.width, world_model.config.height)
     with torch.random.fork_rng():
         torch.manual_seed(r.seed)
-        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, shift=r.shift, longest=r.longest,
-                                           dilations=(1, 2, 4, 1, 2, 1) if size <= 12 else (1, 2, 4, 8, 4, 2, 1, 1)))
+        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, shift=r.shift, longest=r.longest))
     model.world.load_state_dict(world_model.state_dict())
     model.world.freeze()
     run = fit(model, planner_loss, planner_batches(windows, r.batch, r.tokens, r.longest),
@@ -408,16 +400,16 @@ def _collected(r, folder, progress):
 @dataclass(frozen=True)
 class PlanConfig:
     "How to plan with trained networks."
-    candidates: int = 2       # far tokens tried
-    votes: int = 4            # ways to it that are settled side by side; the first action is put to the vote
+    candidates: int = 3       # far tokens tried
+    votes: int = 1            # ways to it that are settled side by side; the first action is put to the vote
     far_iterations: int = 4   # sampler iterations for the far token
     iterations: int = 3       # sampler iterations for each of the tokens between
     tokens: int = 1           # tokens between now and the far one; an agent that plans again at every step needs the next one alone
     order: str = 'near'       # which of them settle first: 'near', 'far', 'ends' (halving), 'all' (at once)
-    scale: float = 3.         # guidance scale; 0 plans without looking for reward
+    scale: float = 10.        # guidance scale; 0 plans without looking for reward
     limit: float = 1.         # trust region of the guide, in posterior standard deviations
     eta: float = 1.           # noise kept while sampling: 0 DDIM, 1 DDPM
-    slack: float = 1.5        # an arrival this much less likely, in nats, than the likeliest one counts as possible; the earliest of those wins
+    slack: float = 3.         # an arrival this much less likely, in nats, than the likeliest one counts as possible; the earliest of those wins
     horizon: int = 0          # steps to the far token; 0 lets the denoiser say when one could be there
     replan: int = 1           # steps executed before planning again
     trust: float = 0.9        # a far token with this reward is remembered: the next plan need not ask *where* again
@@ -526,13 +518,12 @@ def futures(self: FarFuturePlanner,
 ) -> torch.Tensor:        # [b, longest, G, W, H]
     "Log-probability of every place after 1 .. longest steps: what the denoiser says of far tokens of pure noise, in one evaluation."
     model, b, T = self.model, len(z0), self.model.config.longest
-    n = torch.arange(1, T + 1 + (-T) % 7, device=z0.device).float().view(-1, 7)  # seven times a row: tokens of pure noise tell one another nothing
-    times = torch.cat([torch.zeros_like(n[:, :1]), n], 1).repeat(b, 1)
+    times = torch.arange(T + 1, device=z0.device).float().expand(b, -1)  # in one row: tokens of pure noise tell one another nothing
     k = torch.full_like(times, model.schedule.K).long()
     k[:, 0] = 0
-    x = z0.new_zeros(*times.shape, z0.shape[1])                                  # pure noise at its mean
-    x[:, 0] = z0.repeat_interleave(len(n), 0)
-    return model(x, k, times, scene).heads['place'][:, 1:].flatten(0, 1).unflatten(0, (b, -1))[:, :T]
+    x = z0.new_zeros(*times.shape, z0.shape[1])                          # pure noise at its mean
+    x[:, 0] = z0
+    return model(x, k, times, scene).heads['place'][:, 1:]
 
 
 # %% ../nbs/12_planner.ipynb #e59aa271
