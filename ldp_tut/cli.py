@@ -21,8 +21,8 @@ from pathlib import Path
 def _add_train(p):
     "Arguments of `train`: the fields of `Recipe`, each with its unit."
     from ldp_tut.planner import Recipe
-    units = dict(policy='wander or random', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
-                 steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
+    units = dict(policy='wander, fiddle or random', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
+                 steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan', modes='of the world, besides the place of what moves (a key in hand, a door open)',
                  shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
     p.add_argument('--env', dest='env_id', default=Recipe.env_id, help='a registered MiniGrid id')
     for name, unit in units.items():
@@ -63,7 +63,7 @@ def _parser():
         if name == 'bench': p.add_argument('--checkpoint', default='fourrooms', help='a shipped name or a .safetensors file')
         if name == 'collect':
             p.add_argument('--env', default='MiniGrid-FourRooms-v0', help='a registered MiniGrid id')
-            p.add_argument('--policy', default='wander', help='wander (to random cells) or random (uniform actions)')
+            p.add_argument('--policy', default='wander', help='wander (to random cells), fiddle (the same, trying keys and doors) or random (uniform actions)')
             p.add_argument('--episodes', type=int, default=1000, help='episodes, each in its own layout')
             p.add_argument('--out', default='runs/data', help='folder of the trajectory store; a new shard is added')
     return top

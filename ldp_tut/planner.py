@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from .board import context_board, full_board
 from .data import TrajectoryStore, Windows, collect
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_noise, shifted
-from .envs import GOAL, distance_to, goal_cell, make_env, read_grid, split_agent
+from .envs import AGENT, FAR, GOAL, GridTwin, distance_to, goal_cell, make_env, read_grid, shortest_plan, split_agent
 from .forcing import Prediction, fourier
 from .guidance import HeadGuide, Limited
 from .train import CheckpointError, TrainConfig, fit, load_checkpoint, pick_device, save_checkpoint
@@ -46,6 +46,7 @@ class PlannerConfig:
     env_id: str = 'MiniGrid-FourRooms-v0'
     world: WorldConfig = WorldConfig()
     chain: bool = True    # messages from step to step; False leaves everything to the layers below
+    modes: int = 1        # states of the world besides the mover's place that decide what a step can do: with a key in hand, doors open
     scene_width: int = 48 # channels of the network that reads the scene
     scene_depth: int = 2  # its layers
     place_dim: int = 64   # features of a place
@@ -107,10 +108,11 @@ def messages(
     free = (stand - stand.amax((1, 2, 3), keepdim=True)).exp().clamp(min=1e-5)
     token = torch.full((B, T + 1), H, device=t.device).scatter(1, t, torch.arange(H, device=t.device).expand(B, H))  # which token stands at each step, if any
     e = (torch.cat([seen, torch.ones_like(seen[:, :1])], 1) * free[:, None])[i, token].unbind(1)
+    over = (torch.arange(T + 1, device=t.device) > t[:, -1:])[..., None, None, None].unbind(1)  # nothing is known of what comes after a plan
     even = lambda m: (m / m.sum((1, 2, 3), keepdim=True)).clamp(min=small)
     f, b = [torch.ones_like(free)], [torch.ones_like(free)]
     for s in range(T): f.append(even(one_step(f[-1] * e[s], steps[:, min(s, 1)])))
-    for s in range(T, 0, -1): b.append(even(one_step_back(b[-1] * e[s], steps[:, min(s - 1, 1)])))
+    for s in range(T, 0, -1): b.append(torch.where(over[s], b[0], even(one_step_back(b[-1] * e[s], steps[:, min(s - 1, 1)]))))
     return tuple(torch.stack(m, 1)[i, t].log() for m in (f, b[::-1]))
 
 # %% ../nbs/12_planner.ipynb #afe1d200
@@ -148,7 +150,8 @@ class Scene(NamedTuple):
     fine: torch.Tensor     # [b, F, W, H]
     static: torch.Tensor   # [b, V, W, H], logits: what each cell holds if nothing has changed
     being: torch.Tensor    # [b, places, place_dim]: what it means to be there
-    steps: torch.Tensor    # [b, 2, G, G + 4, W, H], shares: what the first step, and every later one, can do
+    steps: torch.Tensor    # [b, 2, G, G + 4, W, H], shares: what the first step, and every later one, can do (with modes: G times as many kinds)
+    shows: torch.Tensor    # [b, modes, V - G, W, H], logits: what each mode adds to the scenery
     seen: torch.Tensor     # [b, V, W, H], the frame itself, one channel per content
 
 # %% ../nbs/12_planner.ipynb #5a285f3a
@@ -157,10 +160,10 @@ class PlannerModel(nn.Module):
     def __init__(self, config: PlannerConfig):
         super().__init__()
         self.config, w, W, F_, S, M = config, config.world, config.width, config.fine, config.scene_width, config.mixers * config.fine_depth
-        V, G, P = len(w.contents), len(w.mover), config.place_dim
+        V, G, P, Q = len(w.contents), len(w.mover), config.place_dim, config.modes
         self.world, self.schedule = WorldModel(w), shifted(cosine_schedule(config.levels), config.shift)
         self.scene, self.static = SceneEncoder(config), nn.Conv2d(V, V, 1)
-        self.steps = nn.Sequential(nn.SiLU(), nn.Conv2d(S, 2 * G * (G + 4), 1))
+        self.steps = nn.Sequential(nn.SiLU(), nn.Conv2d(S, 2 * Q * G * (Q * G + 4), 1))
         self.to_fine, self.being, self.trusted = nn.Conv2d(S, F_, 1), nn.Conv2d(S, G * P, 1), nn.Linear(96, 2)
         self.enter, self.clocks = nn.Conv2d(2 * G + V - G, F_, 3, padding=1), nn.Linear(96, F_)
         self.layers = nn.ModuleList([FineLayer(F_, config.mixers) for _ in range(config.fine_depth)])
@@ -169,6 +172,7 @@ class PlannerModel(nn.Module):
         self.narrow, self.level, self.time, self.think = nn.Linear(P, W), mlp(32), mlp(64), nn.Sequential(nn.LayerNorm(W), mlp(W))
         self.norm, self.heads = nn.LayerNorm(W), nn.ModuleDict(dict(reward=nn.Linear(W, 1), termination=nn.Linear(W, 1), action=nn.Linear(W, w.actions)))
         self.register_buffer('inside', inside(w.width, w.height), persistent=False)
+        if Q > 1: self.tells, self.shows = nn.Linear(V - G, Q), nn.Conv2d(S, Q * (V - G), 1)  # what a frame tells of the mode, what a mode shows in a frame
         with torch.no_grad(): self.static.weight.copy_(4 * torch.eye(V)[:, :, None, None])
         for layer in (self.leave, self.trusted): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)  # begin as the exact denoiser of some T
 
@@ -178,12 +182,13 @@ def observe(self: PlannerModel,
     obs: torch.Tensor,  # uint8 [b, W, H, C]
 ) -> Scene:
     "Look at the current frame once."
-    seen, (G, W, H) = self.world.look(obs), (len(self.world.mover), *obs.shape[1:3])
+    seen, G, Q = self.world.look(obs), len(self.world.mover), self.config.modes
     f = self.scene(seen)
-    steps = self.steps(f).float().view(-1, 2, G, G + 4, W, H)
-    steps = torch.cat([steps[:, :, :, :G], steps[:, :, :, G:].masked_fill(~self.inside, -1e4)], 3).softmax(3)  # nobody leaves the grid
+    steps = rearrange(self.steps(f).float(), 'b (two g to) w h -> b two g to w h', two=2, g=Q * G)
+    steps = torch.cat([steps[:, :, :, :Q * G], steps[:, :, :, Q * G:].masked_fill(~self.inside, -1e4)], 3).softmax(3)  # nobody leaves the grid
     being = rearrange(self.being(f), 'b (g d) w h -> b (g w h) d', g=G)
-    return Scene(self.to_fine(f), self.static(seen), being, steps, seen)
+    shows = rearrange(self.shows(f).float(), 'b (q v) w h -> b q v w h', q=Q) if Q > 1 else self.static(seen)[:, None, self.world.scenery] * 0
+    return Scene(self.to_fine(f), self.static(seen), being, steps, shows, seen)
 
 @patch
 def _clocks(self: PlannerModel, k, times):
@@ -193,24 +198,34 @@ def _clocks(self: PlannerModel, k, times):
     pair = torch.cat([apart, level[:, :, None].expand(-1, -1, H, -1), level[:, None].expand(-1, H, -1, -1)], -1)
     return torch.cat([level, when], -1), rearrange(self.trust(pair), 'b i j (l m) -> l b m i j', m=self.config.mixers).softmax(-1)
 
-# %% ../nbs/12_planner.ipynb #16b9b3c1
+# %% ../nbs/12_planner.ipynb #317a34d2
 @patch
-def told(self: PlannerModel,
+def heard(self: PlannerModel,
     fits: torch.Tensor,    # [B, H, V, W, H] from `evidence`
-    clocks: torch.Tensor,  # [B, H, 96]
     times: torch.Tensor,   # [B, H]
     scene: Scene,          # of b scenes
-) -> torch.Tensor:         # [B, H, G, W, H], logits
-    "What the scene and the other tokens say about the place of each."
-    w, n = self.world, len(times) // len(scene.seen)
+    hint: torch.Tensor = None,  # [B, H, modes], logits: what each frame tells of the mode
+) -> tuple:                # before, after: [B, H, G (times modes, mode first), W, H] each, from `messages`
+    "What the tokens before, and those after, say about the place of each."
+    w, Q, each = self.world, self.config.modes, lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
     against = lambda f: f.index_select(-3, w.mover) - f.index_select(-3, w.scenery).logsumexp(-3, keepdim=True)  # the arrow here, against whatever else would be
-    if not self.config.chain: return 0 * fits[:, :, w.mover]
-    with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
-        each = lambda t: t.float().repeat_interleave(n, 0)
-        before, after = messages(against(fits), times, each(scene.steps), against(each(scene.static)), self.config.longest)
-        a, b = (1 + self.trusted(clocks.float()))[..., None, None, None].unbind(2)
-        return a * before + b * after
+    fits, stand = against(fits.float()), against(each(scene.static)).repeat(1, Q, 1, 1)
+    if Q > 1: fits = (fits[:, :, None] + hint[..., None, None, None]).flatten(2, 3)
+    return messages(fits, times, each(scene.steps), stand, self.config.longest)
 
+@patch
+def told(self: PlannerModel, fits, clocks, times, scene):
+    "Logits of every place [B, H, G, W, H] from scene and other tokens, and the probability of each mode [B, H, modes]."
+    w, Q, (B, H) = self.world, self.config.modes, times.shape
+    with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
+        hint = self.tells(fits[:, :, w.scenery].softmax(2).sum((3, 4)).clamp(max=2)) if Q > 1 else fits.new_zeros(B, H, 1)  # how many of each content, up to two
+        weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
+        before, after = self.heard(fits, times, scene, hint)
+        joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (Q, -1)) + hint[..., None, None, None]
+    own = fits[:, :, w.mover] - fits[:, :, w.scenery].logsumexp(2, keepdim=True)
+    return joint.logsumexp(2), (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
+
+# %% ../nbs/12_planner.ipynb #febfac35
 @patch
 def forward(self: PlannerModel,
     x: torch.Tensor,      # [B, H, D] at levels k
@@ -226,7 +241,10 @@ def forward(self: PlannerModel,
     evidence = w.evidence(x, k, self.schedule)
     fits = evidence + each(scene.static).float()
     scenery = fits[:, :, w.scenery]
-    place = fits[:, :, w.mover] - scenery.logsumexp(2, keepdim=True) + self.told(evidence, clocks, times, scene)
+    place = fits[:, :, w.mover] - scenery.logsumexp(2, keepdim=True)
+    if self.config.chain:
+        said, mode = self.told(evidence, clocks, times, scene)
+        place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, each(scene.shows)[:, 0])
     likely = place.flatten(2).log_softmax(-1).view_as(place)
     bits = [5 * likely.exp(), ((likely + math.log(likely[0, 0].numel())) / 4).clamp(-2, 2), scenery.softmax(2)]
     y = self.enter(torch.cat(bits, 2).to(x.dtype).flatten(0, 1)) + (each(scene.fine) + self.clocks(clocks)[..., None, None]).flatten(0, 1)
@@ -353,6 +371,7 @@ class Recipe:
     batch: int = 32              # plans
     tokens: int = 8              # in a plan
     chain: bool = True           # messages from step to step
+    modes: int = 1               # of the world, besides the mover's place
     shift: float = 8.            # of the noise schedule
     longest: int = 44            # farthest far token, in steps
     seed: int = 0
@@ -375,7 +394,7 @@ def train_planner(
                     TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress)
     with torch.random.fork_rng():
         torch.manual_seed(r.seed)
-        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, shift=r.shift, longest=r.longest))
+        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, modes=r.modes, shift=r.shift, longest=r.longest))
     model.world.load_state_dict(world_model.state_dict())
     model.world.freeze()
     run = fit(model, planner_loss, planner_batches(windows, r.batch, r.tokens, r.longest),
@@ -825,6 +844,8 @@ class Rooms:
         self.obs = [read_image(env.reset(seed=s)[0], config) for env, s in zip(self.envs, seeds)]
         self.cells, pose = map(torch.stack, zip(*(read_grid(env) for env in self.envs)))
         self.optimum = distance_to(self.cells, goal_cell(self.cells))[torch.arange(len(seeds)), pose[:, 2], pose[:, 0], pose[:, 1]].tolist()
+        for i in range(len(seeds)):
+            if self.optimum[i] >= FAR: self.optimum[i] = len(shortest_plan(GridTwin(self.cells[i:i + 1], pose[i:i + 1])))  # behind a locked door: needs the key
         n = len(seeds)
         self.live, self.steps, self.won, self.back, self.trace = list(range(n)), [0] * n, [False] * n, [0.] * n, [[o] for o in self.obs]
 
@@ -834,6 +855,7 @@ class Rooms:
         for j, action in zip(self.live, actions):
             out, reward, terminated, truncated, _ = self.envs[j].step(action)
             self.obs[j] = torch.from_numpy(np.asarray(out['image']))
+            self.cells[j] = torch.where(self.obs[j][..., :1] == AGENT, self.cells[j], self.obs[j])  # doors open, keys are taken; under the agent is what was there
             self.steps[j] += 1; self.back[j] += float(reward); self.trace[j].append(self.obs[j])
             self.won[j] = self.won[j] or reward > 0
             if not (terminated or truncated): still.append(j)

@@ -7,8 +7,8 @@ import torch
 
 from ldp_tut.data import Windows, collect
 from ldp_tut.envs import FORWARD, GridTwin, distance_to, layouts, make_env, paint_agent, split_agent
-from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, between_times, evaluate, judge_plan,
-                             lawful, load_pretrained, plan_levels, plan_offsets, planner_batches, save_agent, settling_board, train_planner)
+from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, between_times, evaluate, inside, judge_plan,
+                             lawful, load_pretrained, messages, one_step, one_step_back, plan_levels, plan_offsets, planner_batches, planner_loss, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
 from ldp_tut.world import find_contents, find_mover, make_world, world_batches, world_loss
 
@@ -50,6 +50,66 @@ def test_context_and_far_token_hold_exactly_at_every_iteration(model, obs):
     settled = [f for f in plan.film if f.times.shape[1] > 2]
     assert len(plan.film) == SMALL.far_iterations + len(settled) and len(settled) == SMALL.iterations * SMALL.tokens
     for f in settled: assert (f.level[:, 0] == 0).all() and (f.level[0, plan.at] == 0).all()
+
+
+def _random_chain(seed, B=2, G=2, W=3, H=2):
+    g = torch.Generator().manual_seed(seed)
+    steps = torch.rand(B, 2, G, G + 4, W, H, generator=g)
+    steps[:, :, :, G:] *= inside(W, H)
+    places = torch.eye(G * W * H).view(-1, G, W, H)
+    matrix = lambda step: torch.stack([one_step(p[None], step[None]).flatten() for p in places]).double()  # row: from, column: to
+    return g, steps, matrix
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_messages_are_exact(seed):
+    "Against brute force: the joint weight of every combination of three places, summed; the tokens are spaced unevenly and the first step has rules of its own."
+    g, steps, matrix = _random_chain(seed)
+    B, P, times = 2, 12, torch.tensor([[0., 2., 5.], [0., 1., 3.]])
+    fits, stand = torch.randn(B, 3, 2, 3, 2, generator=g), torch.randn(B, 2, 3, 2, generator=g)
+    before, after = messages(fits, times, steps, stand, 5)
+    for i in range(B):
+        s = stand[i].flatten().double().exp()
+        first, later = (matrix(steps[i, j]) * s for j in (0, 1))  # to arrive is to stand
+        power = lambda n, start: torch.linalg.multi_dot([first] * start + [later] * (n - start) + [torch.eye(P).double()])
+        e = fits[i].flatten(1).double().exp()
+        gaps = times[i].diff().int().tolist()
+        joint = torch.einsum('a,b,c,ab,bc->abc', e[0] * s, e[1], e[2], power(gaps[0], 1), power(gaps[1], 0))
+        for j, dims in enumerate(((1, 2), (0, 2), (0, 1))):
+            mine = (before[i, j] + after[i, j] + fits[i, j] + stand[i]).flatten().softmax(0).double()
+            torch.testing.assert_close(mine, joint.sum(dims) / joint.sum(), atol=1e-6, rtol=1e-4)
+
+
+def test_a_step_back_is_the_transpose_of_a_step():
+    g, steps, matrix = _random_chain(7)
+    m = torch.rand(2, 2, 3, 2, generator=g)
+    for i in range(2):
+        torch.testing.assert_close(one_step_back(m, steps[:, 0])[i].flatten().double(), matrix(steps[i, 0]) @ m[i].flatten().double(), atol=1e-6, rtol=1e-5)
+
+
+def test_the_grid_has_edges():
+    for (dx, dy), ok in zip(NEIGHBOURS, inside(4, 3)):
+        assert all(bool(ok[x, y]) == (0 <= x + dx < 4 and 0 <= y + dy < 3) for x in range(4) for y in range(3))
+
+
+def test_tokens_that_contradict_each_other_give_numbers(model, obs):
+    "A clean far token that cannot be reached in time must not make NaNs, in values or in gradients."
+    z, away = model.world.encode(obs[:1]), model.world.encode(paint_agent(layouts(ENV, [0]).cells, torch.tensor([[7, 7, 0]])))
+    x = torch.stack([z, torch.zeros_like(z), away], 1).requires_grad_()
+    p = model(x, torch.tensor([[0, 100, 0]]), torch.tensor([[0., 1., 2.]]), obs[:1])
+    p.heads['reward'].sum().backward()
+    assert p.x0.isfinite().all() and x.grad.isfinite().all()
+    torch.testing.assert_close(p.x0[:, [0, 2]], x[:, [0, 2]].detach(), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize('modes', [1, 3])
+def test_modes_and_messages_can_be_left_out(windows, modes):
+    batch, g = planner_batches(windows, 4, 5, 12)(1, torch.Generator().manual_seed(1)), torch.Generator()
+    for chain in (True, False):
+        m = PlannerModel(PlannerConfig(env_id=ENV, world=make_world(windows).config, chain=chain, modes=modes, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
+        loss = sum(planner_loss(m, batch, g.manual_seed(0)).values())
+        loss.backward()
+        assert loss.isfinite() and (m.steps[1].weight.grad is None) == (not chain)
 
 
 def test_the_guide_moves_the_far_token_and_scale_zero_does_not(model, obs):
