@@ -22,13 +22,14 @@ def _add_train(p):
     "Arguments of `train`: the fields of `Recipe`, each with its unit."
     from ldp_tut.planner import Recipe
     units = dict(policy='wander, fiddle or random', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
-                 steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan', modes='of the world, besides the place of what moves (a key in hand, a door open)',
+                 steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
                  shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
     p.add_argument('--env', dest='env_id', default=Recipe.env_id, help='a registered MiniGrid id')
     for name, unit in units.items():
         value = getattr(Recipe, name)
         p.add_argument('--' + name.replace('_', '-'), type=type(value), default=value, help=unit)
     p.add_argument('--chain', action=argparse.BooleanOptionalAction, default=Recipe.chain, help='messages from step to step in the denoiser')
+    p.add_argument('--modes', action=argparse.BooleanOptionalAction, default=Recipe.modes, help='look for modes of the world: doors, keys')
     p.add_argument('--out', default='runs/fourrooms', help='folder for data, resumable runs and agent.safetensors')
 
 def _add_plan(p, episodes):

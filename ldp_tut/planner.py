@@ -46,7 +46,6 @@ class PlannerConfig:
     env_id: str = 'MiniGrid-FourRooms-v0'
     world: WorldConfig = WorldConfig()
     chain: bool = True    # messages from step to step; False leaves everything to the layers below
-    modes: int = 1        # states of the world besides the mover's place that decide what a step can do: with a key in hand, doors open
     scene_width: int = 48 # channels of the network that reads the scene
     scene_depth: int = 2  # its layers
     place_dim: int = 64   # features of a place
@@ -160,7 +159,7 @@ class PlannerModel(nn.Module):
     def __init__(self, config: PlannerConfig):
         super().__init__()
         self.config, w, W, F_, S, M = config, config.world, config.width, config.fine, config.scene_width, config.mixers * config.fine_depth
-        V, G, P, Q = len(w.contents), len(w.mover), config.place_dim, config.modes
+        V, G, P, Q = len(w.contents), len(w.mover), config.place_dim, max(1, len(w.modes))
         self.world, self.schedule = WorldModel(w), shifted(cosine_schedule(config.levels), config.shift)
         self.scene, self.static = SceneEncoder(config), nn.Conv2d(V, V, 1)
         self.steps = nn.Sequential(nn.SiLU(), nn.Conv2d(S, 2 * Q * G * (Q * G + 4), 1))
@@ -172,7 +171,8 @@ class PlannerModel(nn.Module):
         self.narrow, self.level, self.time, self.think = nn.Linear(P, W), mlp(32), mlp(64), nn.Sequential(nn.LayerNorm(W), mlp(W))
         self.norm, self.heads = nn.LayerNorm(W), nn.ModuleDict(dict(reward=nn.Linear(W, 1), termination=nn.Linear(W, 1), action=nn.Linear(W, w.actions)))
         self.register_buffer('inside', inside(w.width, w.height), persistent=False)
-        if Q > 1: self.tells, self.shows = nn.Linear(V - G, Q), nn.Conv2d(S, Q * (V - G), 1)  # what a frame tells of the mode, what a mode shows in a frame
+        if Q > 1: self.sure, self.shows = nn.Parameter(torch.tensor(8.)), nn.Conv2d(S, Q * (V - G), 1)  # how much a frame tells of the mode, what a mode shows in a frame
+        self.register_buffer('modes', torch.tensor(w.modes or [[0] * V])[:, list(w.scenery)].float(), persistent=False)
         with torch.no_grad(): self.static.weight.copy_(4 * torch.eye(V)[:, :, None, None])
         for layer in (self.leave, self.trusted): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)  # begin as the exact denoiser of some T
 
@@ -182,7 +182,7 @@ def observe(self: PlannerModel,
     obs: torch.Tensor,  # uint8 [b, W, H, C]
 ) -> Scene:
     "Look at the current frame once."
-    seen, G, Q = self.world.look(obs), len(self.world.mover), self.config.modes
+    seen, G, Q = self.world.look(obs), len(self.world.mover), len(self.modes)
     f = self.scene(seen)
     steps = rearrange(self.steps(f).float(), 'b (two g to) w h -> b two g to w h', two=2, g=Q * G)
     steps = torch.cat([steps[:, :, :, :Q * G], steps[:, :, :, Q * G:].masked_fill(~self.inside, -1e4)], 3).softmax(3)  # nobody leaves the grid
@@ -207,18 +207,24 @@ def heard(self: PlannerModel,
     hint: torch.Tensor = None,  # [B, H, modes], logits: what each frame tells of the mode
 ) -> tuple:                # before, after: [B, H, G (times modes, mode first), W, H] each, from `messages`
     "What the tokens before, and those after, say about the place of each."
-    w, Q, each = self.world, self.config.modes, lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
+    w, Q, each = self.world, len(self.modes), lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
     against = lambda f: f.index_select(-3, w.mover) - f.index_select(-3, w.scenery).logsumexp(-3, keepdim=True)  # the arrow here, against whatever else would be
     fits, stand = against(fits.float()), against(each(scene.static)).repeat(1, Q, 1, 1)
     if Q > 1: fits = (fits[:, :, None] + hint[..., None, None, None]).flatten(2, 3)
     return messages(fits, times, each(scene.steps), stand, self.config.longest)
 
 @patch
-def told(self: PlannerModel, fits, clocks, times, scene):
+def _hint(self: PlannerModel, fits, k):
+    "Logits of the modes [B, H, modes]: how far the collection of scenery in each token is from each of theirs; a noisy token does not tell."
+    count, a = fits[:, :, self.world.scenery].softmax(2).sum((3, 4)).clamp(max=2), self.schedule.alpha_bar[k].clamp(max=0.999)[..., None]
+    return -F.softplus(self.sure) * (a / (1 - a)).clamp(max=1) * (count[:, :, None] - self.modes).pow(2).sum(-1)
+
+@patch
+def told(self: PlannerModel, fits, k, clocks, times, scene):
     "Logits of every place [B, H, G, W, H] from scene and other tokens, and the probability of each mode [B, H, modes]."
-    w, Q, (B, H) = self.world, self.config.modes, times.shape
+    w, Q = self.world, len(self.modes)
     with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
-        hint = self.tells(fits[:, :, w.scenery].softmax(2).sum((3, 4)).clamp(max=2)) if Q > 1 else fits.new_zeros(B, H, 1)  # how many of each content, up to two
+        hint = self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
         weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
         before, after = self.heard(fits, times, scene, hint)
         joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (Q, -1)) + hint[..., None, None, None]
@@ -243,7 +249,7 @@ def forward(self: PlannerModel,
     scenery = fits[:, :, w.scenery]
     place = fits[:, :, w.mover] - scenery.logsumexp(2, keepdim=True)
     if self.config.chain:
-        said, mode = self.told(evidence, clocks, times, scene)
+        said, mode = self.told(evidence, k, clocks, times, scene)
         place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, each(scene.shows)[:, 0])
     likely = place.flatten(2).log_softmax(-1).view_as(place)
     bits = [5 * likely.exp(), ((likely + math.log(likely[0, 0].numel())) / 4).clamp(-2, 2), scenery.softmax(2)]
@@ -371,7 +377,7 @@ class Recipe:
     batch: int = 32              # plans
     tokens: int = 8              # in a plan
     chain: bool = True           # messages from step to step
-    modes: int = 1               # of the world, besides the mover's place
+    modes: bool = False          # look for modes of the world: doors, keys
     shift: float = 8.            # of the noise schedule
     longest: int = 44            # farthest far token, in steps
     seed: int = 0
@@ -389,12 +395,12 @@ def train_planner(
     "Collect, learn the latent world, freeze it, learn to denoise in it. Killed and called again with the same folder, it goes on where it stopped."
     out, r = Path(out), recipe
     windows = Windows(_collected(r, out / 'data', progress))
-    world_model = make_world(windows, r.seed)
+    world_model = make_world(windows, r.seed, modes=r.modes)
     world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
                     TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress)
     with torch.random.fork_rng():
         torch.manual_seed(r.seed)
-        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, modes=r.modes, shift=r.shift, longest=r.longest))
+        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, shift=r.shift, longest=r.longest))
     model.world.load_state_dict(world_model.state_dict())
     model.world.freeze()
     run = fit(model, planner_loss, planner_batches(windows, r.batch, r.tokens, r.longest),
@@ -747,7 +753,7 @@ def read_image(obs, config: PlannerConfig) -> torch.Tensor:
     return image
 
 # %% ../nbs/12_planner.ipynb #8aff8d9a
-def _tuples(d): return {n: tuple(map(tuple, v)) if n == 'contents' else tuple(v) if isinstance(v, list) else v for n, v in d.items()}
+def _tuples(d): return {n: tuple(map(tuple, v)) if n in ('contents', 'modes') else tuple(v) if isinstance(v, list) else v for n, v in d.items()}
 
 def _config_from(d: dict) -> PlannerConfig: return PlannerConfig(**{**_tuples(d), 'world': WorldConfig(**_tuples(d['world']))})
 

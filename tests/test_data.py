@@ -43,6 +43,15 @@ def test_frames_rebuild_every_change_of_a_world_with_doors_and_keys():
             obs, *_ = env.step(int(e.action[i, t]))
 
 
+def test_a_fiddler_takes_keys_and_opens_doors_but_seeks_nothing():
+    data = collect('MiniGrid-DoorKey-5x5-v0', 'fiddle', 60, seed=0, progress=False)
+    taken, opened = (data.change[..., 2:] == (1, 0, 0)).all(-1).any(1), ((data.change[..., 2] == 4) & (data.change[..., 4] == 0)).any(1)
+    assert taken.mean() > .9 and opened.mean() > .9 and (taken >= opened).all(), 'no door opens without the key'
+    assert 4 not in np.unique(data.action), 'keys are kept'
+    slow = data.length[data.success].mean()
+    assert slow > 30, 'an agent that sought the goal would need about ten steps'
+
+
 def test_the_same_seed_gives_the_same_data(episodes):
     again = collect('MiniGrid-FourRooms-v0', 'wander', 24, seed=0, progress=False)
     assert all((getattr(again, f) == getattr(episodes, f)).all() for f in FIELDS)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ldp_tut.data import Windows, collect
-from ldp_tut.envs import FORWARD, GridTwin, distance_to, layouts, make_env, paint_agent, split_agent
-from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, between_times, evaluate, inside, judge_plan,
+from ldp_tut.envs import FORWARD, GridTwin, distance_to, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
+from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, inside, judge_plan,
                              lawful, load_pretrained, messages, one_step, one_step_back, plan_levels, plan_offsets, planner_batches, planner_loss, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
-from ldp_tut.world import find_contents, find_mover, make_world, world_batches, world_loss
+from ldp_tut.world import WorldConfig, find_contents, find_mover, make_world, world_batches, world_loss
 
 ENV = 'MiniGrid-SimpleCrossingS9N1-v0'
 SMALL = PlanConfig(candidates=2, votes=2, far_iterations=3, iterations=2, tokens=3)
@@ -196,6 +196,22 @@ def test_lawful_is_what_the_twin_does():
     jump = before.clone(); jump[:, 2] = (jump[:, 2] + 2) % 4
     assert not lawful(rooms.cells, before, jump, torch.ones(40, dtype=torch.long)).any()
     assert lawful(rooms.cells, before, jump, torch.full((40,), 2)).all()
+
+
+@pytest.mark.parametrize('env_id', ['MiniGrid-DoorKey-5x5-v0', 'MiniGrid-MultiRoom-N2-S4-v0'])
+def test_rooms_know_what_changed_and_how_far_it_was(env_id):
+    "Played at random: the rooms' record of the cells is MiniGrid's own grid at every step, and the optimum is that of an exhaustive search."
+    w, (W, H, _) = WorldConfig, make_env(env_id).reset(seed=0)[0]['image'].shape
+    rooms = Rooms(env_id, list(range(12)), PlannerConfig(env_id=env_id, world=w(width=W, height=H)))
+    assert rooms.optimum == [len(shortest_plan(GridTwin(*(t[None] for t in read_grid(env))))) for env in rooms.envs]
+    g, changed = torch.Generator().manual_seed(0), False
+    start = [c.clone() for c in rooms.cells]
+    for _ in range(60):
+        if not rooms.live: break
+        rooms.step(torch.randint(0, 6, (len(rooms.live),), generator=g).tolist())
+        for j in rooms.live: assert torch.equal(rooms.cells[j], read_grid(rooms.envs[j])[0])
+        changed |= any(not torch.equal(a, b) for a, b in zip(start, rooms.cells))
+    assert changed
 
 
 def test_the_agent_is_reproducible_and_drives_like_gymnasium(model):
