@@ -217,7 +217,7 @@ def heard(self: PlannerModel,
 def _hint(self: PlannerModel, fits, k):
     "Logits of the modes [B, H, modes]: how far the collection of scenery in each token is from each of theirs; a noisy token does not tell."
     count, a = fits[:, :, self.world.scenery].softmax(2).sum((3, 4)).clamp(max=2), self.schedule.alpha_bar[k].clamp(max=0.999)[..., None]
-    return -F.softplus(self.sure) * (a / (1 - a)).clamp(max=1) * (count[:, :, None] - self.modes).pow(2).sum(-1)
+    return -F.softplus(self.sure) * a / (1 - a) * (count[:, :, None] - self.modes).pow(2).sum(-1)
 
 @patch
 def told(self: PlannerModel, fits, k, clocks, times, scene):
