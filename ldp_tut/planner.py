@@ -172,6 +172,7 @@ class PlannerModel(nn.Module):
         self.norm, self.heads = nn.LayerNorm(W), nn.ModuleDict(dict(reward=nn.Linear(W, 1), termination=nn.Linear(W, 1), action=nn.Linear(W, w.actions)))
         self.register_buffer('inside', inside(w.width, w.height), persistent=False)
         if Q > 1: self.sure, self.shows = nn.Parameter(torch.tensor(8.)), nn.Conv2d(S, Q * (V - G), 1)  # how much a frame tells of the mode, what a mode shows in a frame
+        if Q > 1: self.steps[1].bias.data.view(2, Q, G, -1)[..., :Q * G].sub_(6. * (torch.arange(Q)[:, None] != torch.arange(Q * G) // G)[None, :, None])  # modes change rarely: begin there
         self.register_buffer('modes', torch.tensor(w.modes or [[0] * V])[:, list(w.scenery)].float(), persistent=False)
         with torch.no_grad(): self.static.weight.copy_(4 * torch.eye(V)[:, :, None, None])
         for layer in (self.leave, self.trusted): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)  # begin as the exact denoiser of some T
@@ -215,8 +216,8 @@ def heard(self: PlannerModel,
 
 @patch
 def _hint(self: PlannerModel, fits, k):
-    "Logits of the modes [B, H, modes]: how far the collection of scenery in each token is from each of theirs; a noisy token does not tell."
-    count, a = fits[:, :, self.world.scenery].softmax(2).sum((3, 4)).clamp(max=2), self.schedule.alpha_bar[k].clamp(max=0.999)[..., None]
+    "Logits of the modes [B, H, modes]: how far the collection of scenery in each token, what the mover hides left out, is from each of theirs; a noisy token does not tell."
+    count, a = fits.softmax(2)[:, :, self.world.scenery].sum((3, 4)).clamp(max=2), self.schedule.alpha_bar[k].clamp(max=0.999)[..., None]
     return -F.softplus(self.sure) * a / (1 - a) * (count[:, :, None] - self.modes).pow(2).sum(-1)
 
 @patch

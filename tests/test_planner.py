@@ -102,14 +102,29 @@ def test_tokens_that_contradict_each_other_give_numbers(model, obs):
     torch.testing.assert_close(p.x0[:, [0, 2]], x[:, [0, 2]].detach(), atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize('modes', [1, 3])
-def test_modes_and_messages_can_be_left_out(windows, modes):
-    batch, g = planner_batches(windows, 4, 5, 12)(1, torch.Generator().manual_seed(1)), torch.Generator()
+@pytest.mark.parametrize('modes', [False, True])
+def test_modes_and_messages_can_be_left_out(modes):
+    windows = Windows(collect('MiniGrid-DoorKey-5x5-v0', 'fiddle', 40, seed=0, progress=False))
+    batch, g, world = planner_batches(windows, 4, 5, 12)(1, torch.Generator().manual_seed(1)), torch.Generator(), make_world(windows, modes=modes).config
+    assert len(world.modes) == (4 if modes else 0), 'the key lies there or not, the door is locked, closed or open; open and closed only without the key'
     for chain in (True, False):
-        m = PlannerModel(PlannerConfig(env_id=ENV, world=make_world(windows).config, chain=chain, modes=modes, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
+        m = PlannerModel(PlannerConfig(world=world, chain=chain, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
         loss = sum(planner_loss(m, batch, g.manual_seed(0)).values())
         loss.backward()
         assert loss.isfinite() and (m.steps[1].weight.grad is None) == (not chain)
+
+
+def test_a_clean_frame_tells_its_mode_and_noise_tells_none():
+    windows = Windows(collect('MiniGrid-DoorKey-5x5-v0', 'fiddle', 40, seed=0, progress=False))
+    m = PlannerModel(PlannerConfig(world=make_world(windows, modes=True).config, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12)).eval()
+    frames = windows.frames(np.arange(40), windows.length // 2)
+    z, level = m.world.encode(frames)[:, None], lambda k: torch.full((40, 1), k)
+    hint = lambda x, k: m._hint(m.world.evidence(x, level(k), m.schedule), level(k))[:, 0].softmax(-1).detach()
+    shows = [tuple(c) for c in torch.nn.functional.one_hot(m.world.read(frames), len(m.config.world.contents)).flatten(1, 2).sum(1).clamp(max=2)[:, m.world.scenery].tolist()]
+    known = [tuple(c) for c in m.modes.long().tolist()]
+    right = [(i, known.index(c)) for i, c in enumerate(shows) if c in known]
+    assert len(right) > 25 and all(float(hint(z, 0)[i, q]) > 0.999 for i, q in right)
+    assert float(hint(0 * z, 100).max()) < 0.5
 
 
 def test_the_guide_moves_the_far_token_and_scale_zero_does_not(model, obs):
