@@ -99,7 +99,7 @@ def messages(
     stand: torch.Tensor,  # [B, G, W, H], log: how well one can stand in a place at all
     last: int,            # steps in the chain, at least
 ) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place
-    "Sum-product over the steps between now and the last token (@eq-messages). Raises nothing and forbids nothing: a floor under every message keeps the impossible merely very unlikely."
+    "Sum-product over the steps between now and the last token (@eq-messages). A floor under every message keeps the impossible merely very unlikely."
     (B, H), small = times.shape, 1e-15
     T = int(times.max()) if times.device.type == 'cpu' else last  # on an accelerator, asking would mean waiting
     t, i = times.long().clamp(max=T), torch.arange(B, device=times.device)[:, None]
