@@ -187,8 +187,7 @@ def fused_snr(
     "What is known of each token: its own signal-to-noise ratio and, fading with distance, that of the tokens *before* it, never its own twice (Chen et al. 2024, appendix)."
     a = schedule.alpha_bar[k]
     own = (a / (1 - a).clamp(min=1e-8) / cap).clamp(max=1)
-    known, before = torch.zeros_like(own[:, 0]), []
-    for j in range(k.shape[1]):
-        before.append(known)
-        known = decay * known + (1 - decay) * own[:, j]
-    return cap * (1 - (1 - decay * torch.stack(before, 1)) * (1 - own))
+    j = torch.arange(k.shape[1], device=k.device)
+    lag = j[:, None] - j - 1                                            # 0 for the token just before
+    before = own @ ((1 - decay) * decay ** lag.clamp(min=0) * (lag >= 0)).T
+    return cap * (1 - (1 - decay * before) * (1 - own))

@@ -154,7 +154,7 @@ class Scene(NamedTuple):
     seen: torch.Tensor     # [b, V, W, H], the frame itself, one channel per content
 
 # %% ../nbs/12_planner.ipynb #5a285f3a
-SHARP = 5.  # an optimiser moves a weight by its learning rate at most; what walls are must be learned faster than that
+SHARP = 5.  # the logits of the scene may move this much faster than an optimiser's step lets a weight move
 
 class PlannerModel(nn.Module):
     "A frozen world model, a scene encoder, and a denoiser made of evidence, messages and a small correction; reward, termination and action heads."

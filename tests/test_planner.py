@@ -296,9 +296,17 @@ def test_a_world_model_learns_a_small_world():
     assert torch.equal(world.imagine(z, action, seen)[right], world.encode(after)[right])
 
 
-def test_the_shipped_planner_is_better_than_wandering():
+def test_the_shipped_planner_takes_nearly_shortest_ways():
     "Twenty-four held-out rooms in the real environment; a wanderer reaches about one goal in five within the time limit."
     report = evaluate(load_pretrained('fourrooms', 'cpu'), 24, progress=False)
-    assert report['success'] >= 0.5
+    assert report['success'] >= 0.95
+    assert report['steps_over_optimum'] <= 1.25
     assert report['decoded_at_goal'] >= 0.9
-    assert report['lawful_rate'] >= 0.95
+    assert abs(report['predicted_reward'] - report['executed_reward']) <= 0.1
+    assert report['lawful_rate'] >= 0.97
+
+
+@pytest.mark.parametrize('name', ['simplecrossing-n1', 'simplecrossing-n2', 'simplecrossing-n3', 'lavacrossing-n1'])
+def test_the_other_checkpoints_solve_their_rooms(name):
+    report = evaluate(load_pretrained(name, 'cpu'), 8, progress=False)
+    assert report['success'] >= 0.9 and report['steps_over_optimum'] <= 1.25
