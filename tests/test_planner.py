@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ldp_tut.data import Windows, collect
-from ldp_tut.envs import FORWARD, GridTwin, distance_to, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
-from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, inside, judge_plan,
-                             lawful, load_pretrained, messages, one_step, one_step_back, plan_levels, plan_offsets, planner_batches, planner_loss, save_agent, settling_board, train_planner)
+from ldp_tut.envs import GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
+from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, inside, lawful,
+                             load_pretrained, messages, one_step, one_step_back, plan_levels, plan_offsets, planner_batches, planner_loss, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
 from ldp_tut.world import WorldConfig, find_contents, find_mover, make_world, world_batches, world_loss
 
