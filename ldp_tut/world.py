@@ -93,7 +93,7 @@ class WorldModel(nn.Module):
         for name in ('mover', 'scenery'): self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)  # on the model's device: no waiting
         self.embedding = nn.Parameter(torch.randn(V, C))
         head = lambda inputs, outputs, sight=1: nn.Sequential(nn.Conv2d(inputs, Z, 3, padding=1), nn.GELU(), nn.Conv2d(Z, Z, 2 * sight + 1, padding=sight), nn.GELU(), nn.Conv2d(Z, outputs, 1))
-        self.decoder = head(C + V, V + 2)  # and two votes: reward, termination
+        self.decoder = head(C + V, V + 2)  # and two more: reward, termination
         self.forwards = head(C + V + config.actions, V)
         self.between = head(2 * C + V + config.max_gap, config.actions, sight=2)  # two frames can be three steps apart
 
@@ -127,6 +127,26 @@ def encode(self: WorldModel,
 @patch
 def embed(self: WorldModel, held): return F.embedding(held, self.table).movedim(-1, -3).flatten(-3)  # int64 [..., W, H] -> [..., D]
 
+# %% ../nbs/11_world_model.ipynb #807caaa9
+@patch
+def evidence(self: WorldModel,
+    x: torch.Tensor,     # [..., D], a latent times `gain`, plus noise
+    gain=1.,             # a number, or one for each latent [...]
+    variance=1.,         # of the noise, likewise
+) -> torch.Tensor:       # float [..., V, W, H]
+    "How well each content fits each cell of a noisy latent, as a log-likelihood up to a constant (@eq-likelihood)."
+    table, g, s = self.table.float(), *(torch.as_tensor(t, device=x.device)[..., None, None, None] for t in (gain, variance))
+    return g / s * torch.einsum('...cxy,vc->...vxy', self.shaped(x).float(), table) - g ** 2 / (2 * s) * table.pow(2).sum(1)[:, None, None]
+
+@patch
+def whereabouts(self: WorldModel,
+    x: torch.Tensor,     # [..., D], as if seen through noise of size 1
+) -> torch.Tensor:       # float [..., W, H], shares that sum to 1
+    "In which cell the mover is, says the latent alone."
+    fits = self.evidence(x)
+    own = fits.index_select(-3, self.mover).logsumexp(-3) - fits.index_select(-3, self.scenery).logsumexp(-3)
+    return own.flatten(-2).softmax(-1).view_as(own)
+
 # %% ../nbs/11_world_model.ipynb #c54daeea
 @patch
 def look(self: WorldModel,
@@ -146,8 +166,8 @@ def decode(self: WorldModel,
     "Read a frame, its reward and its termination off a latent, next to the scene."
     V, B, H = seen.shape[1], *z.shape[:2]
     out = self.decoder(torch.cat([self.shaped(z), seen[:, None].expand(-1, H, -1, -1, -1)], 2).flatten(0, 1))
-    votes = torch.logsumexp(out[:, V:].flatten(2), -1).view(B, H, 2) - 4.  # about log(cells): start near even odds
-    return out[:, :V].unflatten(0, (B, H)), votes[..., 0], votes[..., 1]
+    said = torch.einsum('bhvxy,bhxy->bhv', (out := out.unflatten(0, (B, H)))[:, :, V:], self.whereabouts(z))
+    return out[:, :, :V], said[..., 0], said[..., 1]
 
 # %% ../nbs/11_world_model.ipynb #49aa8976
 @patch
@@ -176,7 +196,7 @@ def imagine(self: WorldModel, z, action, seen):
 def inverse_dynamics(self: WorldModel, z, later, gap, seen):
     "Logits [B, A] of the action taken at z [B, D] on the way to `later` [B, D], `gap` steps on (int64 [B], 1 .. max_gap)."
     spread = F.one_hot(gap - 1, self.config.max_gap).to(z)[:, :, None, None].expand(-1, -1, *seen.shape[-2:])
-    return torch.logsumexp(self.between(torch.cat([self.shaped(z), self.shaped(later), seen, spread], 1)).flatten(2), -1)
+    return torch.einsum('baxy,bxy->ba', self.between(torch.cat([self.shaped(z), self.shaped(later), seen, spread], 1)), self.whereabouts(z))
 
 @patch
 def freeze(self: WorldModel):

@@ -7,7 +7,7 @@ import torch
 
 from ldp_tut.data import Windows, collect
 from ldp_tut.envs import GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
-from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, inside, lawful,
+from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, inside, lawful,
                              load_pretrained, messages, one_step, one_step_back, plan_levels, plan_offsets, planner_batches, planner_loss, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
 from ldp_tut.world import WorldConfig, find_contents, find_mover, make_world, world_batches, world_loss
@@ -119,7 +119,7 @@ def test_a_clean_frame_tells_its_mode_and_noise_tells_none():
     m = PlannerModel(PlannerConfig(world=make_world(windows, modes=True).config, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12)).eval()
     frames = windows.frames(np.arange(40), windows.length // 2)
     z, level = m.world.encode(frames)[:, None], lambda k: torch.full((40, 1), k)
-    hint = lambda x, k: m._hint(m.world.evidence(x, level(k), m.schedule), level(k))[:, 0].softmax(-1).detach()
+    hint = lambda x, k: m._hint(evidence(m.world, x, level(k), m.schedule), level(k))[:, 0].softmax(-1).detach()
     shows = [tuple(c) for c in torch.nn.functional.one_hot(m.world.read(frames), len(m.config.world.contents)).flatten(1, 2).sum(1).clamp(max=2)[:, m.world.scenery].tolist()]
     known = [tuple(c) for c in m.modes.long().tolist()]
     right = [(i, known.index(c)) for i, c in enumerate(shows) if c in known]
@@ -157,7 +157,7 @@ def test_evidence_is_the_exact_likelihood(model, obs):
     x = a.sqrt() * z + (1 - a).sqrt() * torch.randn(z.shape, generator=g)
     cell = model.world.shaped(x)[0, 0, :, 2, 3]
     exact = torch.distributions.Normal(a.sqrt() * model.world.table, (1 - a).sqrt()).log_prob(cell).sum(-1)
-    torch.testing.assert_close(model.world.evidence(x, k, schedule)[0, 0, :, 2, 3].softmax(0), exact.softmax(0))
+    torch.testing.assert_close(evidence(model.world, x, k, schedule)[0, 0, :, 2, 3].softmax(0), exact.softmax(0))
 
 
 def test_what_moves_is_found_in_the_data(windows):
