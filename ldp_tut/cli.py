@@ -21,7 +21,7 @@ from pathlib import Path
 def _add_train(p):
     "Arguments of `train`: the fields of `Recipe`, each with its unit."
     from ldp_tut.planner import Recipe
-    units = dict(policy='wander, fiddle or random', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
+    units = dict(policy='wander, fiddle or random', view='full (symbols) or rgb (pixels)', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
                  steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
                  shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
     p.add_argument('--env', dest='env_id', default=Recipe.env_id, help='a registered MiniGrid id')
@@ -30,6 +30,7 @@ def _add_train(p):
         p.add_argument('--' + name.replace('_', '-'), type=type(value), default=value, help=unit)
     p.add_argument('--chain', action=argparse.BooleanOptionalAction, default=Recipe.chain, help='messages from step to step in the denoiser')
     p.add_argument('--modes', action=argparse.BooleanOptionalAction, default=Recipe.modes, help='look for modes of the world: doors, keys')
+    p.add_argument('--window', action=argparse.BooleanOptionalAction, default=Recipe.window, help='read only the part of a frame where something is')
     p.add_argument('--out', default='runs/fourrooms', help='folder for data, resumable runs and agent.safetensors')
 
 def _add_plan(p, episodes):

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm.auto import tqdm
 
-from .envs import DOOR, EMPTY, FAR, FLOOR, GOAL, KEY, PICKUP, TOGGLE, BlockTable, GridTwin, distance_to, layouts, paint_agent, point_mazes, steer
+from .envs import DOOR, EMPTY, FAR, FLOOR, GOAL, KEY, PICKUP, TOGGLE, BlockTable, GridTwin, distance_to, draw_pixels, layouts, paint_agent, point_mazes, steer
 
 # %% ../nbs/05_trajectories.ipynb #8efcd354
 class RandomWalk:
@@ -346,9 +346,13 @@ class Windows:
     """Frames of stored episodes at arbitrary time offsets.
 
     After an episode that ended at the goal (or in lava) time goes on and nothing moves: the end is absorbing. After one cut off by
-    the clock the future is unknown: those tokens come back with `valid` 0."""
-    def __init__(self, shards: list):
-        self.shards = [shards] if isinstance(shards, Episodes) else shards
+    the clock the future is unknown: those tokens come back with `valid` 0. Raises `ValueError` for an unknown view."""
+    def __init__(self,
+        shards: list,        # of `Episodes`, or one
+        view: str = 'full',  # 'full': symbols [W, H, 3]; 'rgb': pixels [8 H, 8 W, 3], drawn when asked for
+    ):
+        if view not in ('full', 'rgb'): raise ValueError(f'unknown view {view!r} of stored episodes: choose full or rgb')
+        self.shards, self.view = [shards] if isinstance(shards, Episodes) else shards, view
         self.base = np.cumsum([0] + [len(s) for s in self.shards])
         self.length = np.concatenate([np.asarray(s.length) for s in self.shards])
         self.success = np.concatenate([np.asarray(s.success) for s in self.shards])
@@ -392,7 +396,7 @@ def tokens(self: Windows,
 def frames(self: Windows,
     episode: np.ndarray,  # int [...]: episodes
     time: np.ndarray,     # int [...]: step of each, clipped to the episode's end
-) -> torch.Tensor:        # uint8 [..., W, H, 3]: fully observed grids
+) -> torch.Tensor:        # uint8 [..., W, H, 3]: fully observed grids; or pixels [..., 8 H, 8 W, 3]
     "Observations, rebuilt from the layout, the logged cell changes and the pose."
     episode, time = np.broadcast_arrays(episode, time)
     shape, episode, time = episode.shape, episode.ravel(), np.minimum(time.ravel(), self.length[episode.ravel()])
@@ -401,7 +405,8 @@ def frames(self: Windows,
         log = self.gather('change', episode[j])[:time[j]] if len(self.shards) == 1 else self._changes(episode[j])[:time[j]]
         for x, y, *cell in log[log[:, 0] >= 0]: cells[j, x, y] = cell
     pose = torch.from_numpy(self.gather('pose', episode, time).astype(np.int64))
-    return paint_agent(torch.from_numpy(cells), pose).reshape(*shape, *cells.shape[1:])
+    picture = (paint_agent if self.view == 'full' else draw_pixels)(torch.from_numpy(cells), pose)
+    return picture.reshape(*shape, *picture.shape[1:])
 
 @patch
 def _changes(self: Windows, episode):

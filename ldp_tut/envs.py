@@ -7,9 +7,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/envs.html.md"""
 # %% auto #0
 __all__ = ['EMPTY', 'WALL', 'FLOOR', 'DOOR', 'KEY', 'BALL', 'BOX', 'GOAL', 'LAVA', 'AGENT', 'OPEN', 'CLOSED', 'LOCKED', 'LEFT',
            'RIGHT', 'FORWARD', 'PICKUP', 'DROP', 'TOGGLE', 'DONE', 'ACTION_NAMES', 'STEP_X', 'STEP_Y', 'CLASSIC',
-           'VIEWS', 'FAR', 'MAZES', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'GridTwin', 'layouts',
-           'distance_to', 'goal_cell', 'steer', 'shortest_plan', 'MazeTask', 'need_mazes', 'PointMaze', 'MazeMap',
-           'point_mazes', 'BlockTable', 'BlockStacking', 'optimal_steps']
+           'VIEWS', 'FAR', 'MAZES', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'draw_pixels', 'facing',
+           'GridTwin', 'layouts', 'distance_to', 'goal_cell', 'steer', 'shortest_plan', 'MazeTask', 'need_mazes',
+           'PointMaze', 'MazeMap', 'point_mazes', 'BlockTable', 'BlockStacking', 'optimal_steps']
 
 # %% ../nbs/04_envs.ipynb #d10df8de
 import warnings
@@ -24,8 +24,11 @@ from itertools import permutations
 import gymnasium as gym
 import numpy as np
 import torch
+from einops import rearrange
 from fastcore.basics import patch
 from minigrid.core.constants import OBJECT_TO_IDX, STATE_TO_IDX
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Goal, WorldObj
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FullyObsWrapper, RGBImgObsWrapper
 from tqdm.auto import tqdm
@@ -98,6 +101,29 @@ def split_agent(
                          'wrap the environment in minigrid.wrappers.FullyObsWrapper')
     n, x, y = found.T
     return torch.stack([x, y, image[n, x, y, 2].long()], -1)
+
+# %% ../nbs/04_envs.ipynb #7100dece
+def draw_pixels(
+    cells: torch.Tensor,  # uint8 [N, W, H, 3]
+    pose: torch.Tensor,   # int64 [N, 3]
+    tile: int = 8,        # pixels of a cell
+) -> torch.Tensor:        # uint8 [N, tile H, tile W, 3]: what `RGBImgObsWrapper` shows of an environment made with `highlight=False`
+    "Frames as MiniGrid draws them, the agent's field of view not lit up."
+    code = cells.long() @ torch.tensor([1, 256, 65536])
+    code[torch.arange(len(cells)), pose[:, 0], pose[:, 1]] += (pose[:, 2] + 1) << 24
+    kinds, which = code.unique(return_inverse=True)
+    draw = lambda k: Grid.render_tile(WorldObj.decode(k & 255, k >> 8 & 255, k >> 16 & 255), (k >> 24) - 1 if k >> 24 else None, tile_size=tile)
+    tiles = torch.from_numpy(np.stack([draw(k).astype(np.uint8) for k in kinds.tolist()]))  # cut off, not rounded, as in MiniGrid's picture
+    return rearrange(tiles[which], 'n w h p q c -> n (h p) (w q) c')
+
+# %% ../nbs/04_envs.ipynb #c426dcb8
+def facing(
+    tiles: torch.Tensor,  # uint8 [V, tile * tile * 3]: cells of pixels
+    tile: int = 8,
+) -> torch.Tensor:        # int64 [V]: 0 to 3, as in a pose; without meaning where a tile shows no agent
+    "Which way the agent in each tile looks, by comparison with MiniGrid's own drawings on floor and goal. For reports: nothing that learns asks."
+    known = np.stack([Grid.render_tile(o, d, tile_size=tile).astype(np.uint8).ravel() for d in range(4) for o in (None, Goal())])
+    return torch.cdist(tiles.float(), torch.from_numpy(known).float()).argmin(1) // 2
 
 # %% ../nbs/04_envs.ipynb #ad7b9a7b
 class GridTwin:

@@ -8,8 +8,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 __all__ = ['NEIGHBOURS', 'SHARP', 'ORDERS', 'PlannerConfig', 'evidence', 'inside', 'one_step', 'one_step_back', 'messages',
            'SceneEncoder', 'FineLayer', 'Scene', 'PlannerModel', 'plan_levels', 'plan_offsets', 'planner_batches',
            'planner_loss', 'Recipe', 'train_planner', 'PlanConfig', 'settling_board', 'between_times', 'Plan', 'Frame',
-           'FarFuturePlanner', 'PlannerAgent', 'read_image', 'save_agent', 'load_pretrained', 'lawful', 'judge_plan',
-           'draw_belief', 'Rooms', 'evaluate', 'film_episode']
+           'FarFuturePlanner', 'PlannerAgent', 'open_env', 'read_image', 'save_agent', 'load_pretrained', 'lawful',
+           'judge_plan', 'draw_belief', 'Rooms', 'evaluate', 'film_episode']
 
 # %% ../nbs/12_planner.ipynb #9ad8ec10
 import math
@@ -379,6 +379,8 @@ class Recipe:
     tokens: int = 8              # in a plan
     chain: bool = True           # messages from step to step
     modes: bool = False          # look for modes of the world: doors, keys
+    window: bool = False         # read only the part of a frame where something is
+    view: str = 'full'           # 'full': symbols; 'rgb': pixels, eight by eight for each cell
     shift: float = 8.            # of the noise schedule
     longest: int = 44            # farthest far token, in steps
     seed: int = 0
@@ -395,8 +397,8 @@ def train_planner(
 ) -> tuple:                    # agent, dict of histories
     "Collect, learn the latent world, freeze it, learn to denoise in it. Killed and called again with the same folder, it goes on where it stopped."
     out, r = Path(out), recipe
-    windows = Windows(_collected(r, out / 'data', progress))
-    world_model = make_world(windows, r.seed, modes=r.modes)
+    windows = Windows(_collected(r, out / 'data', progress), r.view)
+    world_model = make_world(windows, r.seed, modes=r.modes, window=r.window)
     world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
                     TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress)
     with torch.random.fork_rng():
@@ -738,19 +740,24 @@ def act_batch(self: PlannerAgent,
     return action
 
 # %% ../nbs/12_planner.ipynb #28f9c169
+def open_env(env_id: str, config: PlannerConfig, **kwargs):
+    "The environment, with the view this planner reads. Pixels come without the lit-up field of view."
+    return make_env(env_id, **(dict(view='rgb', highlight=False) if config.world.patch else {}), **kwargs)
+
 def read_image(obs, config: PlannerConfig) -> torch.Tensor:
-    "The grid of an observation, checked: right size, whole numbers, exactly one agent."
+    "A frame of an observation, checked: right size, whole numbers, and, of symbols, exactly one agent."
     image = obs['image'] if isinstance(obs, dict) and 'image' in obs else obs
-    image = np.asarray(image)
-    w = config.world
-    if image.shape != (w.width, w.height, 3):
+    image, w = np.asarray(image), config.world
+    size = w.frame or (w.width, w.height)
+    want = (w.patch * size[1], w.patch * size[0], 3) if w.patch else (*size, 3)
+    if image.shape != want:
         hint = ' (a partial view; wrap the environment in minigrid.wrappers.FullyObsWrapper)' if image.shape == (7, 7, 3) else ''
-        raise ValueError(f'this agent was trained on {config.env_id} and reads grids [{w.width}, {w.height}, 3], got {list(image.shape)}{hint}')
+        raise ValueError(f'this agent was trained on {config.env_id} and reads {"pixels" if w.patch else "grids"} {list(want)}, got {list(image.shape)}{hint}')
     if not np.isfinite(image.astype(float)).all(): raise ValueError('the observation has NaN or infinite numbers in it')
-    if (image < 0).any() or (image > (10, 5, 3)).any() or (image != image.astype(int)).any():
-        raise ValueError(f'the observation is not a MiniGrid symbolic grid: values {image.min()}..{image.max()} are outside its vocabulary')
+    if (image < 0).any() or (image > ((255,) * 3 if w.patch else (10, 5, 3))).any() or (image != image.astype(int)).any():
+        raise ValueError(f'the observation is not a MiniGrid {"picture" if w.patch else "symbolic grid"}: values {image.min()}..{image.max()} are outside its vocabulary')
     image = torch.from_numpy(image.astype(np.uint8))
-    split_agent(image[None])
+    if not w.patch: split_agent(image[None])
     return image
 
 # %% ../nbs/12_planner.ipynb #8aff8d9a
@@ -812,6 +819,7 @@ def judge_plan(
     "Decode a plan and hold it against the rules: poses [B, H, 3], lawfulness of each transition up to the far token, and of single steps."
     device = next(model.parameters()).device
     pose, _ = model.world.find_agent(model.world.decode(plan.z.to(device), model.world.look(obs.to(device)))[0])
+    pose[..., :2] += model.world.origin(obs.to(device))[:, None]
     pose = pose.cpu()
     B, H = plan.times.shape
     gap = plan.times.diff(dim=1).long()
@@ -829,15 +837,18 @@ def judge_plan(
 def draw_belief(
     model: PlannerModel,
     cells: torch.Tensor,   # uint8 [W, H, 3] without the agent
-    obs: torch.Tensor,     # uint8 [W, H, 3]
+    obs: torch.Tensor,     # uint8 [W, H, 3], or pixels
     z: torch.Tensor,       # [H, D] tokens, or estimates of them
     times: torch.Tensor,   # [H]
     horizon: float = 40.,  # the time drawn in the farthest colour
     size: int = 14,        # pixels of a cell
 ):                         # a PIL image
     "Where the decoder sees the agent at each token of a plan, coloured by time."
-    _, heat = model.world.find_agent(model.world.decode(z[None], model.world.look(obs[None].to(z.device)))[0])
-    return draw_room(cells, split_agent(obs[None])[0], heat[0].cpu(), (times.cpu() / horizon).clamp(max=1), size=size)
+    world, seen = model.world, model.world.look(obs[None].to(z.device))
+    (x, y), (W, H) = world.origin(obs[None].to(z.device))[0].tolist(), cells.shape[:2]
+    heat, now = world.find_agent(world.decode(z[None], seen)[0])[1][0].cpu(), world.find_agent(100 * seen)[0][0].cpu()
+    heat = F.pad(heat, (y, H - y - heat.shape[2], x, W - x - heat.shape[1]))  # of a window, in its place
+    return draw_room(cells, now + torch.tensor([x, y, 0]), heat, (times.cpu() / horizon).clamp(max=1), size=size)
 
 # %% ../nbs/12_planner.ipynb #272229ae
 class Rooms:
@@ -847,7 +858,7 @@ class Rooms:
         seeds: list,              # one `env.reset(seed=…)` each
         config: PlannerConfig,
     ):
-        self.seeds, self.envs = seeds, [make_env(env_id) for _ in seeds]
+        self.seeds, self.envs, self.symbols = seeds, [open_env(env_id, config) for _ in seeds], not config.world.patch
         self.obs = [read_image(env.reset(seed=s)[0], config) for env, s in zip(self.envs, seeds)]
         self.cells, pose = map(torch.stack, zip(*(read_grid(env) for env in self.envs)))
         self.optimum = distance_to(self.cells, goal_cell(self.cells))[torch.arange(len(seeds)), pose[:, 2], pose[:, 0], pose[:, 1]].tolist()
@@ -862,7 +873,7 @@ class Rooms:
         for j, action in zip(self.live, actions):
             out, reward, terminated, truncated, _ = self.envs[j].step(action)
             self.obs[j] = torch.from_numpy(np.asarray(out['image']))
-            self.cells[j] = torch.where(self.obs[j][..., :1] == AGENT, self.cells[j], self.obs[j])  # doors open, keys are taken; under the agent is what was there
+            self.cells[j] = torch.where(self.obs[j][..., :1] == AGENT, self.cells[j], self.obs[j]) if self.symbols else read_grid(self.envs[j])[0]  # doors open, keys are taken; under the agent is what was there
             self.steps[j] += 1; self.back[j] += float(reward); self.trace[j].append(self.obs[j])
             self.won[j] = self.won[j] or reward > 0
             if not (terminated or truncated): still.append(j)
@@ -929,7 +940,8 @@ def film_episode(
     """One episode: the first plan being denoised, then every plan beside the walk it led to.
 
     What is drawn is the agent's own plan, the same far token and deadline, with more tokens between than it needs to act."""
-    env, model = make_env(agent.env_id), agent.planner.model
+    model = agent.planner.model
+    env = open_env(agent.env_id, model.config)
     obs = read_image(env.reset(seed=int(seed))[0], model.config)
     cells, pose = read_grid(env)
     walk, frames, done, step = [tuple(pose[:2].tolist())], [], False, 0
