@@ -631,15 +631,34 @@ def vote(self: FarFuturePlanner, actions):
 # %% ../nbs/12_planner.ipynb #23cc0586
 @patch
 def somewhere(self: FarFuturePlanner, z0, scene, noise, known=None):
-    "Places worth being at [B, C, D]: guided far tokens at the farthest horizon, or the ones known from before."
-    C, (B, D) = self.config.candidates, z0.shape
+    "Places worth being at [B, C, D]: guided far tokens at the farthest horizon, or the ones known from before; and a Frame per iteration."
+    C, (B, D), frames = self.config.candidates, z0.shape, []
     new = torch.ones(B, dtype=torch.bool) if known is None else known.isnan().any(1).cpu()
     out = z0.new_zeros(B, C, D) if known is None else known.to(z0)[:, None].repeat(1, C, 1)
     if new.any():
         few, each = Scene(*(t[new] for t in scene)), new.repeat_interleave(C)
         late = torch.full((int(each.sum()),), self.config.horizon or self.model.config.longest, device=z0.device)
-        out[new] = self.far_tokens(z0[new].repeat_interleave(C, 0), few, late, noise[:, each])[0].unflatten(0, (-1, C))
-    return out
+        far, _, frames = self.far_tokens(z0[new].repeat_interleave(C, 0), few, late, noise[:, each])
+        out[new] = far.unflatten(0, (-1, C))
+    return out, frames if new.all() else []
+
+@patch
+@torch.no_grad()
+def arrive(self: FarFuturePlanner,
+    z0: torch.Tensor,       # [b, D], now
+    scene: Scene,           # of b scenes
+    places: torch.Tensor,   # [b, C, D] from `somewhere`
+    future: torch.Tensor,   # [b, longest, G, W, H] from `futures`
+    n: torch.Tensor,        # int64 [b], steps
+) -> tuple:                 # far tokens [b, C, D], and what the reward head says of them, n steps from now [b, C]
+    "The same places, entered the way one most likely would after n steps."
+    world, C = self.model.world, places.shape[1]
+    held = world.decode(places, scene.seen)[0].argmax(2)                                   # [b, C, W, H]
+    kind = future[torch.arange(len(n), device=n.device), n - 1].argmax(1)                  # [b, W, H]: there, which of the mover's kinds?
+    far = world.embed(torch.where(torch.isin(held, world.mover), world.mover[kind][:, None], held))
+    times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
+    x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
+    return far, self.model(x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid().view(-1, C)
 
 # %% ../nbs/12_planner.ipynb #563a3928
 @patch
@@ -653,21 +672,19 @@ def plan(self: FarFuturePlanner,
     B, C, V, obs = len(obs), self.config.candidates, self.config.votes, obs.to(self.device)
     with torch.no_grad(): z0, scene = self.model.world.encode(obs), self.model.observe(obs)
     F_, each = self.config.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
-    noise = seeded_noise(seeds, 2 * F_ * C, z0.shape[1]).to(z0)
-    rows = lambda part: rearrange(part, 'b (m c) d -> m (b c) d', c=C)
-    somewhere = self.somewhere(z0, scene, rows(noise[:, :F_ * C]), known)                               # where: far tokens with all the time in the world
+    noise = rearrange(seeded_noise(seeds, F_ * C, z0.shape[1]).to(z0), 'b (m c) d -> m (b c) d', c=C)
+    places, early = self.somewhere(z0, scene, noise, known)             # where: far tokens with all the time in the world
     future = self.futures(z0, scene)
-    arrival = self.arrivals(future, scene, somewhere)                                                   # when
+    arrival = self.arrivals(future, scene, places)                      # when
     n = self.choose(arrival)
-    far, reward, early = self.far_tokens(each(z0, C), scene, each(n, C), rows(noise[:, F_ * C:]))         # the same question, now with a deadline
-    best = (reward.clamp(min=1e-6).log().view(B, C) + self.likelihood(future, scene, n, far.unflatten(0, (B, C)))).argmax(1)
+    far, reward = self.arrive(z0, scene, places, future, n)             # facing which way
+    best = (reward.clamp(min=1e-6).log() + self.likelihood(future, scene, n, far)).argmax(1)
     i = torch.arange(B, device=z0.device)
-    pick = lambda t: t.unflatten(0, (B, C))[i, best]
-    times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(pick(far), V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])
+    times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(far[i, best], V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])
     action, agreed = self.vote(self.read_actions(times, z, scene).unflatten(0, (B, V)))
     mine = lambda t: t.unflatten(0, (B, V))[i, agreed].cpu()
-    frames = [Frame(pick(f.times).cpu(), pick(f.level).cpu(), pick(f.x0).cpu()) for f in early] + [Frame(*map(mine, f)) for f in late] if film else []
-    return Plan(mine(times), mine(z), pick(reward).cpu(), action.cpu(), mine(at), arrival.cpu(), frames)
+    frames = [Frame(*(t.unflatten(0, (B, C))[i, best].cpu() for t in f)) for f in early] + [Frame(*map(mine, f)) for f in late] if film else []
+    return Plan(mine(times), mine(z), reward[i, best].cpu(), action.cpu(), mine(at), arrival.cpu(), frames)
 
 # %% ../nbs/12_planner.ipynb #560b6b77
 class PlannerAgent:
@@ -951,7 +968,7 @@ def film_episode(
     plan = drawn.plan(obs[None], agent.plan_seeds(), film=True)
     horizon = float(plan.times[0, plan.at[0]])
     for f in plan.film:
-        upto = f.times[0] <= horizon
+        upto = (f.times[0] <= horizon) | (f.times.shape[1] == 2)  # the far token is first denoised with all the time in the world
         left = draw_belief(model, cells, obs, f.x0[0][upto], f.times[0][upto], horizon, size)
         frames.append(side_by_side([left, right()], [f'denoising: noise level {int(f.level[0].max())} of {model.schedule.K}', 'the real room']))
     while not done:

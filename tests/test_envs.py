@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldp_tut.envs import (CLASSIC, FAR, MAZES, BlockStacking, BlockTable, GridTwin, PointMaze, distance_to, goal_cell, layouts, make_env, optimal_steps, paint_agent,
+from ldp_tut.envs import (CLASSIC, FAR, MAZES, BlockStacking, BlockTable, GridTwin, PointMaze, distance_to, draw_pixels, goal_cell, layouts, make_env, optimal_steps, paint_agent,
                           point_mazes, read_grid, shortest_plan, split_agent, steer)
 
 IDS = ['MiniGrid-FourRooms-v0', 'MiniGrid-Empty-8x8-v0', 'MiniGrid-SimpleCrossingS9N3-v0', 'MiniGrid-LavaCrossingS9N1-v0',
@@ -128,6 +128,24 @@ def test_three_views_of_one_room():
     views = {v: make_env('MiniGrid-FourRooms-v0', view=v).reset(seed=1)[0]['image'] for v in ('full', 'partial', 'rgb')}
     assert views['full'].shape == (19, 19, 3) and views['partial'].shape == (7, 7, 3) and views['rgb'].shape == (152, 152, 3)
     assert all(v.dtype == np.uint8 for v in views.values())
+
+
+@pytest.mark.parametrize('env_id', ['MiniGrid-FourRooms-v0', 'MiniGrid-DoorKey-5x5-v0', 'MiniGrid-MultiRoom-N2-S4-v0', 'MiniGrid-LavaCrossingS9N1-v0'])
+def test_pixels_are_minigrids_own(env_id):
+    "Pixel by pixel, along random walks that open doors, pick up keys and step on the goal."
+    env, g = make_env(env_id, view='rgb', highlight=False), torch.Generator().manual_seed(0)
+    for seed in range(3):
+        obs, done = env.reset(seed=seed)[0], False
+        for _ in range(60):
+            cells, pose = read_grid(env)
+            assert (draw_pixels(cells[None], pose[None])[0].numpy() == obs['image']).all()
+            if done: break
+            obs, _, *ends, _ = env.step(int(torch.randint(0, 6, (1,), generator=g)))
+            done = any(ends)
+    env.reset(seed=0)
+    env.unwrapped.agent_pos = next((x, y) for x in range(env.unwrapped.width) for y in range(env.unwrapped.height) if getattr(env.unwrapped.grid.get(x, y), 'type', '') == 'goal')
+    cells, pose = read_grid(env)
+    assert (draw_pixels(cells[None], pose[None])[0].numpy() == env.unwrapped.get_frame(highlight=False, tile_size=8)).all()
 
 
 def test_point_maze_is_d4rls_task():

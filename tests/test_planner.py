@@ -170,6 +170,70 @@ def test_what_moves_is_found_in_the_data(windows):
     assert {contents[v][0] for v in find_mover(frames, contents)} == {10}, 'a door that opens is scenery, not a mover'
 
 
+@pytest.fixture(scope='module')
+def pixels(): return Windows(collect(ENV, 'wander', 60, seed=0, progress=False), 'rgb')
+
+
+def test_pixels_are_read_as_symbols_are(pixels):
+    "The same poses in the same frames, from a dictionary of pictures nobody labelled; a little noise in the pixels changes nothing, another world is refused."
+    world, (e, t) = make_world(pixels), pixels.draw(64, torch.Generator().manual_seed(1))
+    frames, pose = pixels.frames(e, t), torch.from_numpy(pixels.gather('pose', e, t).astype('int64'))
+    assert frames.shape == (64, 72, 72, 3) and torch.equal(world.find_agent(100 * world.look(frames))[0], pose)
+    noisy = (frames.float() + 6 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(world.read(noisy), world.read(frames))
+    with pytest.raises(ValueError, match='never seen a cell'): world.read(255 - frames)
+    with pytest.raises(ValueError, match=r'reads pixels \[72, 72, 3\]'): world.read(frames[:, :64])
+
+
+def test_the_goal_under_the_arrow_is_no_mover(pixels):
+    "In pixels the goal, too, stands in every frame exactly once, alone or under the arrow; but it is the arrow that changes."
+    world = make_world(pixels)
+    e, t = pixels.draw(300, torch.Generator().manual_seed(2))
+    moved = world.find_agent(100 * world.look(pixels.frames(e, np.minimum(t + 1, pixels.length[e]))))[0]
+    assert torch.equal(moved, torch.from_numpy(pixels.gather('pose', e, np.minimum(t + 1, pixels.length[e])).astype('int64')))
+
+
+def test_a_window_follows_the_rooms():
+    doors = Windows(collect('MiniGrid-MultiRoom-N2-S4-v0', 'wander', 200, seed=0, progress=False))
+    world, (e, t) = make_world(doors, window=True), doors.draw(64, torch.Generator().manual_seed(1))
+    frames, pose = doors.frames(e, t), torch.from_numpy(doors.gather('pose', e, t).astype('int64'))
+    held, at = world.read(frames), world.origin(frames)
+    assert held.shape == (64, 7, 7) and world.config.frame == (25, 25)
+    found = world.find_agent(100 * world.look(frames))[0]
+    assert torch.equal(found[:, :2] + at, pose[:, :2]) and torch.equal(found[:, 2], pose[:, 2])
+    whole = make_world(doors).read(frames)
+    for i in range(64): assert torch.equal(held[i], whole[i, at[i, 0]:at[i, 0] + 7, at[i, 1]:at[i, 1] + 7])
+    assert ((whole != world.config.background).sum((1, 2)) == (held != world.config.background).sum((1, 2))).all(), 'something lies outside the window'
+    with pytest.raises(ValueError, match='more than the window of 7 by 7'): world.read(layouts('MiniGrid-MultiRoom-N6-v0', [0]).observe())
+
+
+def test_the_mover_is_where_the_latent_says(model, obs):
+    "Against the definition: exactly one mover, every other cell scenery, unit noise."
+    w, pose = model.world, split_agent(obs)
+    share = w.whereabouts(w.encode(obs))
+    torch.testing.assert_close(share.sum((1, 2)), torch.ones(6))
+    likely = torch.stack([torch.distributions.Normal(e[:, None, None], 1.).log_prob(w.shaped(w.encode(obs))).sum(1) for e in w.table], 1).double()
+    mover, rest = likely[:, w.mover].logsumexp(1), likely[:, w.scenery].logsumexp(1)
+    exact = (mover - rest).flatten(1).softmax(1).view_as(share)
+    torch.testing.assert_close(share.double(), exact, atol=1e-4, rtol=1e-3)
+
+
+def test_the_far_token_is_turned_the_way_it_is_entered(model, obs):
+    planner, scene = FarFuturePlanner(model, SMALL), model.observe(obs)
+    z0, n = model.world.encode(obs), torch.full((6,), 5)
+    away = paint_agent(layouts(ENV, range(6)).cells, torch.tensor([[7, 7, 0]]).expand(6, -1))
+    future = torch.full((6, 12, 4, 9, 9), -9.)
+    future[torch.arange(6), 4, torch.tensor([0, 1, 2, 3, 0, 1]), 7, 7] = -1.
+    trained = model.world.decode
+    try:  # an untrained decoder names nothing: here, the nearest embedding does
+        model.world.decode = lambda z, seen: (model.world.evidence(z), None, None)
+        far, reward = planner.arrive(z0, scene, model.world.encode(away)[:, None], future, n)
+    finally: model.world.decode = trained
+    assert reward.shape == (6, 1)
+    turned = model.world.find_agent(100 * model.world.evidence(far[:, 0]))[0]
+    assert turned.tolist() == [[7, 7, d] for d in (0, 1, 2, 3, 0, 1)]
+
+
 def test_levels_and_times_of_training_plans(windows):
     g = torch.Generator().manual_seed(0)
     k = plan_levels(2000, 10, 100, g)
