@@ -148,7 +148,7 @@ class Scene(NamedTuple):
     static: torch.Tensor   # [b, V, W, H], logits: what each cell holds if nothing has changed
     being: torch.Tensor    # [b, places, place_dim]: what it means to be there
     steps: torch.Tensor    # [b, 2, G, G + 4, W, H], shares: what the first step, and every later one, can do (with modes: G times as many kinds)
-    shows: torch.Tensor    # [b, modes, V - G, W, H], logits: what each mode adds to the scenery
+    shows: torch.Tensor    # [b, modes, V - M, W, H], logits: what each mode adds to the scenery
     seen: torch.Tensor     # [b, V, W, H], the frame itself, one channel per content
 
 # %% ../nbs/12_planner.ipynb #5a285f3a
@@ -159,19 +159,23 @@ class PlannerModel(nn.Module):
     def __init__(self, config: PlannerConfig):
         super().__init__()
         self.config, w, W, F_, S, M = config, config.world, config.width, config.fine, config.scene_width, config.mixers * config.fine_depth
-        V, G, P, Q = len(w.contents), len(w.mover), config.place_dim, max(1, len(w.modes))
+        V, M_, P, Q = len(w.contents), len(w.mover), config.place_dim, max(1, len(w.modes))
+        kinds = w.kinds or tuple((v,) for v in w.mover)
+        G = len(kinds)
         self.world, self.schedule = WorldModel(w), shifted(cosine_schedule(config.levels), config.shift)
         self.scene, self.static = SceneEncoder(config), nn.Conv2d(V, V, 1)
         self.steps = nn.Sequential(nn.SiLU(), nn.Conv2d(S, 2 * Q * G * (Q * G + 4), 1))
-        self.to_fine, self.being, self.trusted = nn.Conv2d(S, F_, 1), nn.Conv2d(S, G * P, 1), nn.Linear(96, 2)
-        self.enter, self.clocks = nn.Conv2d(2 * G + V - G, F_, 3, padding=1), nn.Linear(96, F_)
+        self.to_fine, self.being, self.trusted = nn.Conv2d(S, F_, 1), nn.Conv2d(S, M_ * P, 1), nn.Linear(96, 2)
+        self.enter, self.clocks = nn.Conv2d(M_ + V, F_, 3, padding=1), nn.Linear(96, F_)
         self.layers = nn.ModuleList([FineLayer(F_, config.mixers) for _ in range(config.fine_depth)])
         self.trust, self.leave = nn.Sequential(nn.Linear(128, 64), nn.GELU(), nn.Linear(64, M)), nn.Conv2d(F_, V, 1)
         mlp = lambda n: nn.Sequential(nn.Linear(n, W), nn.GELU(), nn.Linear(W, W))
         self.narrow, self.level, self.time, self.think = nn.Linear(P, W), mlp(32), mlp(64), nn.Sequential(nn.LayerNorm(W), mlp(W))
         self.norm, self.heads = nn.LayerNorm(W), nn.ModuleDict(dict(reward=nn.Linear(W, 1), termination=nn.Linear(W, 1), action=nn.Linear(W, w.actions)))
+        self.register_buffer('kind', torch.tensor([next(g for g, group in enumerate(kinds) if v in group) for v in w.mover]), persistent=False)
+        self.register_buffer('alike', self.kind == torch.arange(G)[:, None], persistent=False)  # [G, movers]
         self.register_buffer('inside', inside(w.width, w.height), persistent=False)
-        if Q > 1: self.sure, self.shows = nn.Parameter(torch.tensor(8.)), nn.Conv2d(S, Q * (V - G), 1)  # how much a frame tells of the mode, what a mode shows in a frame
+        if Q > 1: self.sure, self.shows = nn.Parameter(torch.tensor(8.)), nn.Conv2d(S, Q * (V - M_), 1)  # how much a frame tells of the mode, what a mode shows in a frame
         if Q > 1: self.steps[1].bias.data.view(2, Q, G, -1)[..., :Q * G].sub_(6. * (torch.arange(Q)[:, None] != torch.arange(Q * G) // G)[None, :, None])  # modes change rarely: begin there
         self.register_buffer('modes', torch.tensor(w.modes or [[0] * V])[:, list(w.scenery)].float(), persistent=False)
         with torch.no_grad(): self.static.weight.copy_(4 / SHARP * torch.eye(V)[:, :, None, None])
@@ -183,11 +187,11 @@ def observe(self: PlannerModel,
     obs: torch.Tensor,  # uint8 [b, W, H, C]
 ) -> Scene:
     "Look at the current frame once."
-    seen, G, Q = self.world.look(obs), len(self.world.mover), len(self.modes)
+    seen, G, Q = self.world.look(obs), len(self.alike), len(self.modes)
     f, static = self.scene(seen), SHARP * self.static(seen)
     steps = rearrange(self.steps(f).float(), 'b (two g to) w h -> b two g to w h', two=2, g=Q * G)
     steps = torch.cat([steps[:, :, :, :Q * G], steps[:, :, :, Q * G:].masked_fill(~self.inside, -1e4)], 3).softmax(3)  # nobody leaves the grid
-    being = rearrange(self.being(f), 'b (g d) w h -> b (g w h) d', g=G)
+    being = rearrange(self.being(f), 'b (g d) w h -> b (g w h) d', g=len(self.kind))
     shows = rearrange(self.shows(f).float(), 'b (q v) w h -> b q v w h', q=Q) if Q > 1 else 0 * static[:, None, self.world.scenery]
     return Scene(self.to_fine(f), static, being, steps, shows, seen)
 
@@ -201,6 +205,18 @@ def _clocks(self: PlannerModel, k, times):
 
 # %% ../nbs/12_planner.ipynb #317a34d2
 @patch
+def by_kind(self: PlannerModel, logits):
+    "Logits of the mover's contents [..., M, W, H] to those of its kinds [..., G, W, H]: several contents can be one kind, on different ground."
+    if len(self.alike) == len(self.kind): return logits
+    return logits[..., None, :, :, :].masked_fill(~self.alike[:, :, None, None], -torch.inf).logsumexp(-3)
+
+@patch
+def looks(self: PlannerModel, scene: Scene):
+    "How likely each kind of mover looks as each of its contents, in each cell, says the scene: log [b, M, W, H]."
+    own = scene.static[:, self.world.mover].float()
+    return own - self.by_kind(own)[:, self.kind]
+
+@patch
 def heard(self: PlannerModel,
     fits: torch.Tensor,    # [B, H, V, W, H] from `evidence`
     times: torch.Tensor,   # [B, H]
@@ -209,8 +225,8 @@ def heard(self: PlannerModel,
 ) -> tuple:                # before, after: [B, H, G (times modes, mode first), W, H] each, from `messages`
     "What the tokens before, and those after, say about the place of each."
     w, Q, each = self.world, len(self.modes), lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
-    against = lambda f: f.index_select(-3, w.mover) - f.index_select(-3, w.scenery).logsumexp(-3, keepdim=True)  # the arrow here, against whatever else would be
-    fits, stand = against(fits.float()), against(each(scene.static)).repeat(1, Q, 1, 1)
+    against = lambda f, looks=0.: self.by_kind(f.index_select(-3, w.mover) + looks) - f.index_select(-3, w.scenery).logsumexp(-3, keepdim=True)  # the arrow here, against whatever else would be
+    fits, stand = against(fits.float(), each(self.looks(scene))[:, None]), against(each(scene.static)).repeat(1, Q, 1, 1)
     if Q > 1: fits = (fits[:, :, None] + hint[..., None, None, None]).flatten(2, 3)
     return messages(fits, times, each(scene.steps), stand, self.config.longest)
 
@@ -222,15 +238,16 @@ def _hint(self: PlannerModel, fits, k):
 
 @patch
 def told(self: PlannerModel, fits, k, clocks, times, scene):
-    "Logits of every place [B, H, G, W, H] from scene and other tokens, and the probability of each mode [B, H, modes]."
+    "Logits of every place [B, H, M, W, H] (M contents of the mover) from scene and other tokens, and the probability of each mode [B, H, modes]."
     w, Q = self.world, len(self.modes)
     with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
         hint = self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
         weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
         before, after = self.heard(fits, times, scene, hint)
         joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (Q, -1)) + hint[..., None, None, None]
-    own = fits[:, :, w.mover] - fits[:, :, w.scenery].logsumexp(2, keepdim=True)
-    return joint.logsumexp(2), (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
+    looks = self.looks(scene).repeat_interleave(len(times) // len(scene.seen), 0)[:, None]
+    own = self.by_kind(fits[:, :, w.mover] + looks) - fits[:, :, w.scenery].logsumexp(2, keepdim=True)
+    return joint.logsumexp(2)[:, :, self.kind], (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
 
 # %% ../nbs/12_planner.ipynb #febfac35
 @patch
@@ -239,7 +256,7 @@ def forward(self: PlannerModel,
     k: torch.Tensor,      # int64 [B, H]
     times: torch.Tensor,  # float [B, H], offsets from now in steps
     scene,                # frames [b, W, H, C], or what `observe` made of them; B a multiple of b, plans of one scene in a row
-) -> Prediction:          # heads: reward, termination, action, and log-probabilities `place` [B, H, G, W, H] and `scenery` [B, H, V - G, W, H]
+) -> Prediction:          # heads: reward, termination, action, and log-probabilities `place` [B, H, M, W, H] and `scenery` [B, H, V - M, W, H], M contents of the mover
     "Denoise every token from its own level."
     if isinstance(scene, torch.Tensor): scene = self.observe(scene)
     w, (B, H), b = self.world, k.shape, len(scene.seen)
@@ -543,7 +560,7 @@ def far_tokens(self: FarFuturePlanner,
 def futures(self: FarFuturePlanner,
     z0: torch.Tensor,     # [b, D], now
     scene: Scene,         # of b scenes
-) -> torch.Tensor:        # [b, longest, G, W, H]
+) -> torch.Tensor:        # [b, longest, M, W, H]
     "Log-probability of every place after 1 .. longest steps: what the denoiser says of far tokens of pure noise, in one evaluation."
     model, b, T = self.model, len(z0), self.model.config.longest
     times = torch.arange(T + 1, device=z0.device).float().expand(b, -1)  # in one row: tokens of pure noise tell one another nothing
@@ -558,7 +575,7 @@ def futures(self: FarFuturePlanner,
 @patch
 @torch.no_grad()
 def arrivals(self: FarFuturePlanner,
-    future: torch.Tensor,  # [b, longest, G, W, H] from `futures`
+    future: torch.Tensor,  # [b, longest, M, W, H] from `futures`
     scene: Scene,          # of b scenes
     far: torch.Tensor,     # [b, C, D], far tokens: places worth being at
 ) -> torch.Tensor:         # [b, longest]
@@ -648,13 +665,13 @@ def arrive(self: FarFuturePlanner,
     z0: torch.Tensor,       # [b, D], now
     scene: Scene,           # of b scenes
     places: torch.Tensor,   # [b, C, D] from `somewhere`
-    future: torch.Tensor,   # [b, longest, G, W, H] from `futures`
+    future: torch.Tensor,   # [b, longest, M, W, H] from `futures`
     n: torch.Tensor,        # int64 [b], steps
 ) -> tuple:                 # far tokens [b, C, D], and what the reward head says of them, n steps from now [b, C]
     "The same places, entered the way one most likely would after n steps."
     world, C = self.model.world, places.shape[1]
     held = world.decode(places, scene.seen)[0].argmax(2)                                   # [b, C, W, H]
-    kind = future[torch.arange(len(n), device=n.device), n - 1].argmax(1)                  # [b, W, H]: there, which of the mover's kinds?
+    kind = future[torch.arange(len(n), device=n.device), n - 1].argmax(1)                  # [b, W, H]: there, which of the mover's contents?
     far = world.embed(torch.where(torch.isin(held, world.mover), world.mover[kind][:, None], held))
     times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
     x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
