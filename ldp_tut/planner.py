@@ -115,13 +115,14 @@ def messages(
 # %% ../nbs/12_planner.ipynb #afe1d200
 class SceneEncoder(nn.Module):
     "The current frame, read once per plan. Convolutions that see three cells far: what a step can do is a local matter, and what is learned of one cell holds for all."
-    def __init__(self, config: PlannerConfig):
+    def __init__(self, config: PlannerConfig, features: int):
         super().__init__()
         S = config.scene_width
-        self.enter = nn.Conv2d(len(config.world.contents), S, 3, padding=1)
+        self.enter = nn.Conv2d(features, S, 3, padding=1)
+        with torch.no_grad(): self.enter.weight.mul_(math.sqrt(features / 4))  # of its inputs only a few are not zero: these have to make up for all
         self.layers = nn.ModuleList([nn.Sequential(nn.GroupNorm(1, S), nn.Conv2d(S, S, 3, padding=1), nn.SiLU(), nn.Conv2d(S, S, 1)) for _ in range(config.scene_depth)])
 
-    def forward(self, seen):  # float [b, V, W, H] -> [b, S, W, H]
+    def forward(self, seen):  # float [b, F, W, H], as `described` -> [b, S, W, H]
         x = self.enter(seen)
         for layer in self.layers: x = x + layer(x)
         return x
@@ -163,7 +164,7 @@ class PlannerModel(nn.Module):
         kinds = w.kinds or tuple((v,) for v in w.mover)
         G = len(kinds)
         self.world, self.schedule = WorldModel(w), shifted(cosine_schedule(config.levels), config.shift)
-        self.scene, self.static = SceneEncoder(config), nn.Conv2d(V, V, 1)
+        self.scene, self.static = SceneEncoder(config, self.world.features.shape[1]), nn.Conv2d(V, V, 1)
         self.steps = nn.Sequential(nn.SiLU(), nn.Conv2d(S, 2 * Q * G * (Q * G + 4), 1))
         self.to_fine, self.being, self.trusted = nn.Conv2d(S, F_, 1), nn.Conv2d(S, M_ * P, 1), nn.Linear(96, 2)
         self.enter, self.clocks = nn.Conv2d(M_ + V, F_, 3, padding=1), nn.Linear(96, F_)
@@ -188,7 +189,7 @@ def observe(self: PlannerModel,
 ) -> Scene:
     "Look at the current frame once."
     seen, G, Q = self.world.look(obs), len(self.alike), len(self.modes)
-    f, static = self.scene(seen), SHARP * self.static(seen)
+    f, static = self.scene(self.world.described(seen)), SHARP * self.static(seen)
     steps = rearrange(self.steps(f).float(), 'b (two g to) w h -> b two g to w h', two=2, g=Q * G)
     steps = torch.cat([steps[:, :, :, :Q * G], steps[:, :, :, Q * G:].masked_fill(~self.inside, -1e4)], 3).softmax(3)  # nobody leaves the grid
     being = rearrange(self.being(f), 'b (g d) w h -> b (g w h) d', g=len(self.kind))
@@ -577,11 +578,12 @@ def futures(self: FarFuturePlanner,
 def arrivals(self: FarFuturePlanner,
     future: torch.Tensor,  # [b, longest, M, W, H] from `futures`
     scene: Scene,          # of b scenes
-    far: torch.Tensor,     # [b, C, D], far tokens: places worth being at
+    far: torch.Tensor,     # [b, C, D], far tokens: places
+    worth: torch.Tensor,   # [b, C], the reward expected there
 ) -> torch.Tensor:         # [b, longest]
-    "Log-probability of standing in one of the cells of these far tokens, in any direction, after 1 .. longest steps."
+    "Log of the reward expected from standing in the cells of these far tokens, in any direction, after 1 .. longest steps. Tokens the guide has led nowhere do not count."
     _, share = self.model.world.find_agent(self.model.world.decode(far, scene.seen)[0])  # [b, C, W, H]
-    return torch.einsum('btgwh,bwh->bt', future.exp(), share.amax(1)).clamp(min=1e-20).log()
+    return torch.einsum('btgwh,bwh->bt', future.exp(), (share * worth[..., None, None]).amax(1)).clamp(min=1e-20).log()
 
 @patch
 @torch.no_grad()
@@ -648,16 +650,17 @@ def vote(self: FarFuturePlanner, actions):
 # %% ../nbs/12_planner.ipynb #23cc0586
 @patch
 def somewhere(self: FarFuturePlanner, z0, scene, noise, known=None):
-    "Places worth being at [B, C, D]: guided far tokens at the farthest horizon, or the ones known from before; and a Frame per iteration."
+    "Places worth being at [B, C, D]: guided far tokens at the farthest horizon, or the ones known from before; how much, says the reward head [B, C]; and a Frame per iteration."
     C, (B, D), frames = self.config.candidates, z0.shape, []
+    worth = z0.new_ones(B, C)
     new = torch.ones(B, dtype=torch.bool) if known is None else known.isnan().any(1).cpu()
     out = z0.new_zeros(B, C, D) if known is None else known.to(z0)[:, None].repeat(1, C, 1)
     if new.any():
         few, each = Scene(*(t[new] for t in scene)), new.repeat_interleave(C)
         late = torch.full((int(each.sum()),), self.config.horizon or self.model.config.longest, device=z0.device)
-        far, _, frames = self.far_tokens(z0[new].repeat_interleave(C, 0), few, late, noise[:, each])
-        out[new] = far.unflatten(0, (-1, C))
-    return out, frames if new.all() else []
+        far, reward, frames = self.far_tokens(z0[new].repeat_interleave(C, 0), few, late, noise[:, each])
+        out[new], worth[new] = far.unflatten(0, (-1, C)), reward.view(-1, C).to(worth)
+    return out, worth, frames if new.all() else []
 
 @patch
 @torch.no_grad()
@@ -690,9 +693,9 @@ def plan(self: FarFuturePlanner,
     with torch.no_grad(): z0, scene = self.model.world.encode(obs), self.model.observe(obs)
     F_, each = self.config.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
     noise = rearrange(seeded_noise(seeds, F_ * C, z0.shape[1]).to(z0), 'b (m c) d -> m (b c) d', c=C)
-    places, early = self.somewhere(z0, scene, noise, known)             # where: far tokens with all the time in the world
+    places, worth, early = self.somewhere(z0, scene, noise, known)      # where: far tokens with all the time in the world
     future = self.futures(z0, scene)
-    arrival = self.arrivals(future, scene, places)                      # when
+    arrival = self.arrivals(future, scene, places, worth)               # when
     n = self.choose(arrival)
     far, reward = self.arrive(z0, scene, places, future, n)             # facing which way
     best = (reward.clamp(min=1e-6).log() + self.likelihood(future, scene, n, far)).argmax(1)

@@ -121,10 +121,13 @@ class WorldModel(nn.Module):
         self.register_buffer('share', torch.full((V,), 1 / V) if share is None else share.float())  # of cells that hold each content
         for name in ('mover', 'scenery'): self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)  # on the model's device: no waiting
         self.embedding = nn.Parameter(torch.randn(V, C))
+        values = [(self.contents[:, i:i + 1] == self.contents[:, i].unique()).float() for i in range(len(config.contents[0]) if not config.patch else 0)]
+        self.register_buffer('features', torch.cat([torch.eye(V), *values], 1), persistent=False)  # [V, F]: which content, and which object, colour and state
+        F_ = self.features.shape[1]
         head = lambda inputs, outputs, sight=1: nn.Sequential(nn.Conv2d(inputs, Z, 3, padding=1), nn.GELU(), nn.Conv2d(Z, Z, 2 * sight + 1, padding=sight), nn.GELU(), nn.Conv2d(Z, outputs, 1))
-        self.decoder = head(C + V, V + 2)  # and two more: reward, termination
-        self.forwards = head(C + V + config.actions, V)
-        self.between = head(2 * C + V + config.max_gap, config.actions, sight=2)  # two frames can be three steps apart
+        self.decoder = head(C + F_, V + 2)  # and two more: reward, termination
+        self.forwards = head(C + F_ + config.actions, V)
+        self.between = head(2 * C + F_ + config.max_gap, config.actions, sight=2)  # two frames can be three steps apart
 
 # %% ../nbs/11_world_model.ipynb #a7cc4ab1
 @patch(as_prop=True)
@@ -235,6 +238,11 @@ def look(self: WorldModel,
     return F.one_hot(self.read(obs), len(self.config.contents)).float().movedim(-1, -3)
 
 @patch
+def described(self: WorldModel, seen):
+    "A scene [B, V, W, H] with more to go by [B, F, W, H]: what contents have in common. A red door and a blue one are both doors."
+    return torch.einsum('bvxy,vf->bfxy', seen, self.features.to(seen.dtype))
+
+@patch
 def shaped(self: WorldModel, z): return z.unflatten(-1, (self.config.channels, self.config.width, self.config.height))
 
 @patch
@@ -243,8 +251,8 @@ def decode(self: WorldModel,
     seen: torch.Tensor,   # [B, V, W, H] from `look`
 ) -> tuple:               # logits of the contents [B, H, V, W, H], of reward [B, H] and of termination [B, H]
     "Read a frame, its reward and its termination off a latent, next to the scene."
-    V, B, H = seen.shape[1], *z.shape[:2]
-    out = self.decoder(torch.cat([self.shaped(z), seen[:, None].expand(-1, H, -1, -1, -1)], 2).flatten(0, 1))
+    V, B, H = len(self.contents), *z.shape[:2]
+    out = self.decoder(torch.cat([self.shaped(z), self.described(seen)[:, None].expand(-1, H, -1, -1, -1)], 2).flatten(0, 1))
     said = torch.einsum('bhvxy,bhxy->bhv', (out := out.unflatten(0, (B, H)))[:, :, V:], self.whereabouts(z))
     return out[:, :, :V], said[..., 0], said[..., 1]
 
@@ -264,7 +272,7 @@ def find_agent(self: WorldModel,
 def forward_dynamics(self: WorldModel, z, action, seen):
     "Logits [B, V, W, H] of the contents after int64 action [B] in latent z [B, D]."
     spread = F.one_hot(action, self.config.actions).to(z)[:, :, None, None].expand(-1, -1, *seen.shape[-2:])
-    return self.forwards(torch.cat([self.shaped(z), seen, spread], 1))
+    return self.forwards(torch.cat([self.shaped(z), self.described(seen), spread], 1))
 
 @patch
 def imagine(self: WorldModel, z, action, seen):
@@ -275,7 +283,7 @@ def imagine(self: WorldModel, z, action, seen):
 def inverse_dynamics(self: WorldModel, z, later, gap, seen):
     "Logits [B, A] of the action taken at z [B, D] on the way to `later` [B, D], `gap` steps on (int64 [B], 1 .. max_gap)."
     spread = F.one_hot(gap - 1, self.config.max_gap).to(z)[:, :, None, None].expand(-1, -1, *seen.shape[-2:])
-    return torch.einsum('baxy,bxy->ba', self.between(torch.cat([self.shaped(z), self.shaped(later), seen, spread], 1)), self.whereabouts(z))
+    return torch.einsum('baxy,bxy->ba', self.between(torch.cat([self.shaped(z), self.shaped(later), self.described(seen), spread], 1)), self.whereabouts(z))
 
 @patch
 def freeze(self: WorldModel):
