@@ -21,7 +21,8 @@ from pathlib import Path
 def _add_train(p):
     "Arguments of `train`: the fields of `Recipe`, each with its unit."
     from ldp_tut.planner import Recipe
-    units = dict(policy='wander, fiddle or random', view='full (symbols) or rgb (pixels)', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
+    units = dict(policy='wander, fiddle or random', view='full (symbols) or rgb (pixels)', channels='latent numbers per cell', latent_noise='standard deviation of the noise latents must survive',
+                 scene_width='channels of the network that reads the scene', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
                  steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
                  shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
     p.add_argument('--env', dest='env_id', default=Recipe.env_id, help='a registered MiniGrid id')

@@ -275,7 +275,7 @@ def forward(self: PlannerModel,
     y = self.enter(torch.cat(bits, 2).to(x.dtype).flatten(0, 1)) + (each(scene.fine) + self.clocks(clocks)[..., None, None]).flatten(0, 1)
     for layer, t in zip(self.layers, trust): y = layer(y, t)
     more = self.leave(y).unflatten(0, (B, H)).float()
-    place = (place + more[:, :, w.mover]).flatten(2).log_softmax(-1).view_as(place)
+    place = likely if self.config.chain else (place + more[:, :, w.mover]).flatten(2).log_softmax(-1).view_as(place)  # what corrected the chain's answer would teach the chain nothing
     scenery = (scenery + more[:, :, w.scenery]).log_softmax(2)
     h = self._read(place.exp(), scene, clocks)
     return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, **{n: head(h) for n, head in self.heads.items()}))
@@ -399,6 +399,9 @@ class Recipe:
     modes: bool = False          # look for modes of the world: doors, keys
     window: bool = False         # read only the part of a frame where something is
     view: str = 'full'           # 'full': symbols; 'rgb': pixels, eight by eight for each cell
+    channels: int = 4            # latent numbers per cell
+    latent_noise: float = 1.     # the world model's latents must survive
+    scene_width: int = 48        # channels of the network that reads the scene
     shift: float = 8.            # of the noise schedule
     longest: int = 44            # farthest far token, in steps
     seed: int = 0
@@ -416,12 +419,12 @@ def train_planner(
     "Collect, learn the latent world, freeze it, learn to denoise in it. Killed and called again with the same folder, it goes on where it stopped."
     out, r = Path(out), recipe
     windows = Windows(_collected(r, out / 'data', progress), r.view)
-    world_model = make_world(windows, r.seed, modes=r.modes, window=r.window)
+    world_model = make_world(windows, r.seed, modes=r.modes, window=r.window, channels=r.channels, latent_noise=r.latent_noise)
     world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
                     TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress)
     with torch.random.fork_rng():
         torch.manual_seed(r.seed)
-        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, shift=r.shift, longest=r.longest))
+        model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, scene_width=r.scene_width, shift=r.shift, longest=r.longest))
     model.world.load_state_dict(world_model.state_dict())
     model.world.freeze()
     run = fit(model, planner_loss, planner_batches(windows, r.batch, r.tokens, r.longest),
@@ -650,7 +653,8 @@ def vote(self: FarFuturePlanner, actions):
 # %% ../nbs/12_planner.ipynb #23cc0586
 @patch
 def somewhere(self: FarFuturePlanner, z0, scene, noise, known=None):
-    "Places worth being at [B, C, D]: guided far tokens at the farthest horizon, or the ones known from before; how much, says the reward head [B, C]; and a Frame per iteration."
+    "Places worth being at [B, C, D] (C is 1 where all are known): guided far tokens at the farthest horizon, or the ones known from before; how much, says the reward head [B, C]; and a Frame per iteration."
+    if known is not None and not known.isnan().any(): return known.to(z0)[:, None], z0.new_ones(len(z0), 1), []
     C, (B, D), frames = self.config.candidates, z0.shape, []
     worth = z0.new_ones(B, C)
     new = torch.ones(B, dtype=torch.bool) if known is None else known.isnan().any(1).cpu()
