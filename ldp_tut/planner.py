@@ -257,7 +257,7 @@ def forward(self: PlannerModel,
     k: torch.Tensor,      # int64 [B, H]
     times: torch.Tensor,  # float [B, H], offsets from now in steps
     scene,                # frames [b, W, H, C], or what `observe` made of them; B a multiple of b, plans of one scene in a row
-) -> Prediction:          # heads: reward, termination, action, and log-probabilities `place` [B, H, M, W, H] and `scenery` [B, H, V - M, W, H], M contents of the mover
+) -> Prediction:          # heads: reward, termination, action, the scene's `steps`, and log-probabilities `place` [B, H, M, W, H] and `scenery` [B, H, V - M, W, H], M contents of the mover
     "Denoise every token from its own level."
     if isinstance(scene, torch.Tensor): scene = self.observe(scene)
     w, (B, H), b = self.world, k.shape, len(scene.seen)
@@ -278,7 +278,7 @@ def forward(self: PlannerModel,
     place = likely if self.config.chain else (place + more[:, :, w.mover]).flatten(2).log_softmax(-1).view_as(place)  # what corrected the chain's answer would teach the chain nothing
     scenery = (scenery + more[:, :, w.scenery]).log_softmax(2)
     h = self._read(place.exp(), scene, clocks)
-    return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, **{n: head(h) for n, head in self.heads.items()}))
+    return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, steps=scene.steps, **{n: head(h) for n, head in self.heads.items()}))
 
 # %% ../nbs/12_planner.ipynb #82d781ca
 @patch
@@ -350,17 +350,44 @@ def planner_batches(
 
 # %% ../nbs/12_planner.ipynb #76edd11e
 @patch
+def spots(self: PlannerModel,
+    held: torch.Tensor,  # int64 [B, H, W, H]: contents of clean frames
+) -> tuple:              # all int64 [B, H]: which of the mover's contents, in which cell, in which mode (-1: the frame does not tell)
+    "Where the mover is in frames without noise."
+    w = self.world
+    moves = torch.isin(held, w.mover)
+    cell = moves.flatten(2).int().argmax(-1)
+    content = torch.searchsorted(w.mover, held.flatten(2).gather(2, cell[..., None])[..., 0])
+    if len(self.modes) == 1: return content, cell, torch.zeros_like(cell)
+    count = F.one_hot(held, len(w.contents)).flatten(2, 3).sum(2)[..., w.scenery].clamp(max=2)
+    far, mode = (count[:, :, None] - self.modes).abs().sum(-1).min(-1)
+    return content, cell, torch.where(far == 0, mode, -1)
+
+@patch
 def place_loss(self: PlannerModel, p: Prediction, held):
     "Negative log-likelihood of the mover's place [B, H] and, summed over the other cells, of the scenery [B, H]; held int64 [B, H, W, H]."
-    w = self.world
-    index = torch.empty_like(w.share, dtype=torch.long)
-    for part in (w.mover, w.scenery): index[part] = torch.arange(len(part), device=held.device)
-    moves = torch.isin(held, w.mover)
-    kind, cell = index[held], moves.flatten(2).int().argmax(-1, keepdim=True)
-    spot = torch.gather(kind.flatten(2), 2, cell) * moves[0, 0].numel() + cell
-    place = -torch.gather(p.heads['place'].flatten(2), 2, spot)[..., 0]
-    scenery = -torch.gather(p.heads['scenery'], 2, torch.where(moves, 0, kind)[:, :, None])[:, :, 0]
+    w, (content, cell, _) = self.world, self.spots(held)
+    moves, index = torch.isin(held, w.mover), torch.searchsorted(w.scenery, held).clamp(max=len(w.scenery) - 1)
+    place = -torch.gather(p.heads['place'].flatten(2), 2, (content * moves[0, 0].numel() + cell)[..., None])[..., 0]
+    scenery = -torch.gather(p.heads['scenery'], 2, torch.where(moves, 0, index)[:, :, None])[:, :, 0]
     return place, (scenery * ~moves).sum((2, 3))
+
+@patch
+def step_loss(self: PlannerModel,
+    steps: torch.Tensor,  # [B, 2, G, G + 4, W, H] of a `Scene`
+    held: torch.Tensor,   # int64 [B, H, W, H]: contents of clean frames
+    times: torch.Tensor,  # [B, H], in steps
+) -> tuple:               # [B, H - 1]: negative log-likelihood of what happened, and where two tokens are a single step apart that the frames tell
+    "What the chain thinks of steps that were taken."
+    (content, cell, mode), across, kinds = self.spots(held), held.shape[3], steps.shape[2]
+    state, each = mode * len(self.alike) + self.kind[content], torch.arange(len(held), device=held.device)[:, None]
+    steps = steps.flatten(4)[each, (times[:, :-1] > 0).long(), state[:, :-1].clamp(min=0), :, cell[:, :-1]]  # [B, H - 1, to]
+    apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)
+    near = (apart[:, :, None] == torch.tensor(NEIGHBOURS, device=held.device)).all(-1)           # [B, H - 1, 4]
+    stays, goes = (apart == 0).all(-1), near.any(-1) & (state[:, 1:] == state[:, :-1])
+    to = torch.where(stays, state[:, 1:], kinds + near.int().argmax(-1)).clamp(min=0)
+    told = (times.diff(dim=1) == 1) & (mode[:, :-1] >= 0) & (mode[:, 1:] >= 0) & (stays | goes)
+    return -steps.gather(2, to[..., None])[..., 0].clamp(min=1e-9).log(), told
 
 # %% ../nbs/12_planner.ipynb #69fb732b
 def planner_loss(
@@ -379,7 +406,8 @@ def planner_loss(
     yes = lambda name, y: mean(F.binary_cross_entropy_with_logits(p.heads[name][..., 0].float(), y, reduction='none'), valid)
     acts = (batch['action'] >= 0).float() * valid
     action = F.cross_entropy(p.heads['action'].float().flatten(0, 1), batch['action'].clamp(min=0).flatten(), reduction='none').view_as(acts)
-    return dict(place=mean(place, valid * (k > 0)), scenery=mean(scenery, valid * (k > 0)), reward=3 * yes('reward', batch['success']),
+    step, told = net.step_loss(p.heads['steps'], held, batch['times'])
+    return dict(place=mean(place, valid * (k > 0)), **(dict(step=mean(step, valid[:, 1:] * told)) if net.config.chain else {}), scenery=mean(scenery, valid * (k > 0)), reward=3 * yes('reward', batch['success']),
                 termination=3 * yes('termination', batch['termination']), action=0.3 * mean(action, acts))
 
 # %% ../nbs/12_planner.ipynb #19ac012e
