@@ -406,8 +406,8 @@ def planner_loss(
     yes = lambda name, y: mean(F.binary_cross_entropy_with_logits(p.heads[name][..., 0].float(), y, reduction='none'), valid)
     acts = (batch['action'] >= 0).float() * valid
     action = F.cross_entropy(p.heads['action'].float().flatten(0, 1), batch['action'].clamp(min=0).flatten(), reduction='none').view_as(acts)
-    step, told = net.step_loss(p.heads['steps'], held, batch['times'])
-    return dict(place=mean(place, valid * (k > 0)), **(dict(step=mean(step, valid[:, 1:] * told)) if net.config.chain else {}), scenery=mean(scenery, valid * (k > 0)), reward=3 * yes('reward', batch['success']),
+    walk, told = net.step_loss(p.heads['steps'], held, batch['times'])
+    return dict(place=mean(place, valid * (k > 0)), **(dict(walk=mean(walk, valid[:, 1:] * told)) if net.config.chain else {}), scenery=mean(scenery, valid * (k > 0)), reward=3 * yes('reward', batch['success']),
                 termination=3 * yes('termination', batch['termination']), action=0.3 * mean(action, acts))
 
 # %% ../nbs/12_planner.ipynb #19ac012e
