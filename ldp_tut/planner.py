@@ -94,7 +94,6 @@ def messages(
     fits: torch.Tensor,   # [B, H, G, W, H]: how well each place fits each token, as a log-likelihood
     times: torch.Tensor,  # [B, H], rising, in steps
     steps: torch.Tensor,  # [B, 2, G, G + 4, W, H]: what the first step can do, and what every later one can
-    stand: torch.Tensor,  # [B, G, W, H], log: how well one can stand in a place at all
     last: int,            # steps in the chain, at least
 ) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place
     "Sum-product over the steps between now and the last token (@eq-messages). A floor under every message keeps the impossible merely very unlikely."
@@ -102,12 +101,11 @@ def messages(
     T = int(times.max()) if times.device.type == 'cpu' else last  # on an accelerator, asking would mean waiting
     t, i = times.long().clamp(max=T), torch.arange(B, device=times.device)[:, None]
     seen = (fits - fits.amax((2, 3, 4), keepdim=True)).exp().clamp(min=1e-8)
-    free = (stand - stand.amax((1, 2, 3), keepdim=True)).exp().clamp(min=1e-5)
     token = torch.full((B, T + 1), H, device=t.device).scatter(1, t, torch.arange(H, device=t.device).expand(B, H))  # which token stands at each step, if any
-    e = (torch.cat([seen, torch.ones_like(seen[:, :1])], 1) * free[:, None])[i, token].unbind(1)
+    e = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)[i, token].unbind(1)
     over = (torch.arange(T + 1, device=t.device) > t[:, -1:])[..., None, None, None].unbind(1)  # nothing is known of what comes after a plan
     even = lambda m: (m / m.sum((1, 2, 3), keepdim=True)).clamp(min=small)
-    f, b = [torch.ones_like(free)], [torch.ones_like(free)]
+    f, b = [torch.ones_like(e[0])], [torch.ones_like(e[0])]
     for s in range(T): f.append(even(one_step(f[-1] * e[s], steps[:, min(s, 1)])))
     for s in range(T, 0, -1): b.append(torch.where(over[s], b[0], even(one_step_back(b[-1] * e[s], steps[:, min(s - 1, 1)]))))
     return tuple(torch.stack(m, 1)[i, t].log() for m in (f, b[::-1]))
@@ -146,7 +144,7 @@ class FineLayer(nn.Module):
 class Scene(NamedTuple):
     "All that is worked out once per plan about the current frame, for b scenes."
     fine: torch.Tensor     # [b, F, W, H]
-    static: torch.Tensor   # [b, V, W, H], logits: what each cell holds if nothing has changed
+    static: torch.Tensor   # [b, V, W, H], log: what each cell holds if the mover is elsewhere; and how the mover looks there, of each kind
     being: torch.Tensor    # [b, places, place_dim]: what it means to be there
     steps: torch.Tensor    # [b, 2, G, G + 4, W, H], shares: what the first step, and every later one, can do (with modes: G times as many kinds)
     shows: torch.Tensor    # [b, modes, V - M, W, H], logits: what each mode adds to the scenery
@@ -169,7 +167,7 @@ class PlannerModel(nn.Module):
         self.to_fine, self.being, self.trusted = nn.Conv2d(S, F_, 1), nn.Conv2d(S, M_ * P, 1), nn.Linear(96, 2)
         self.enter, self.clocks = nn.Conv2d(M_ + V, F_, 3, padding=1), nn.Linear(96, F_)
         self.layers = nn.ModuleList([FineLayer(F_, config.mixers) for _ in range(config.fine_depth)])
-        self.trust, self.leave = nn.Sequential(nn.Linear(128, 64), nn.GELU(), nn.Linear(64, M)), nn.Conv2d(F_, V, 1)
+        self.trust, self.leave = nn.Sequential(nn.Linear(128, 64), nn.GELU(), nn.Linear(64, M)), nn.Conv2d(F_, V - M_ if config.chain else V, 1)
         mlp = lambda n: nn.Sequential(nn.Linear(n, W), nn.GELU(), nn.Linear(W, W))
         self.narrow, self.level, self.time, self.think = nn.Linear(P, W), mlp(32), mlp(64), nn.Sequential(nn.LayerNorm(W), mlp(W))
         self.norm, self.heads = nn.LayerNorm(W), nn.ModuleDict(dict(reward=nn.Linear(W, 1), termination=nn.Linear(W, 1), action=nn.Linear(W, w.actions)))
@@ -189,11 +187,13 @@ def observe(self: PlannerModel,
 ) -> Scene:
     "Look at the current frame once."
     seen, G, Q = self.world.look(obs), len(self.alike), len(self.modes)
-    f, static = self.scene(self.world.described(seen)), SHARP * self.static(seen)
+    f, static, w = self.scene(self.world.described(seen)), SHARP * self.static(seen).float(), self.world
+    looks = static[:, w.mover] - self.by_kind(static[:, w.mover])[:, self.kind]
+    static = torch.empty_like(static).index_copy(1, w.mover, looks).index_copy(1, w.scenery, static[:, w.scenery].log_softmax(1))
     steps = rearrange(self.steps(f).float(), 'b (two g to) w h -> b two g to w h', two=2, g=Q * G)
     steps = torch.cat([steps[:, :, :, :Q * G], steps[:, :, :, Q * G:].masked_fill(~self.inside, -1e4)], 3).softmax(3)  # nobody leaves the grid
     being = rearrange(self.being(f), 'b (g d) w h -> b (g w h) d', g=len(self.kind))
-    shows = rearrange(self.shows(f).float(), 'b (q v) w h -> b q v w h', q=Q) if Q > 1 else 0 * static[:, None, self.world.scenery]
+    shows = rearrange(self.shows(f).float(), 'b (q v) w h -> b q v w h', q=Q) if Q > 1 else 0 * static[:, None, w.scenery]
     return Scene(self.to_fine(f), static, being, steps, shows, seen)
 
 @patch
@@ -212,42 +212,20 @@ def by_kind(self: PlannerModel, logits):
     return logits[..., None, :, :, :].masked_fill(~self.alike[:, :, None, None], -torch.inf).logsumexp(-3)
 
 @patch
-def looks(self: PlannerModel, scene: Scene):
-    "How likely each kind of mover looks as each of its contents, in each cell, says the scene: log [b, M, W, H]."
-    own = scene.static[:, self.world.mover].float()
-    return own - self.by_kind(own)[:, self.kind]
-
-@patch
-def heard(self: PlannerModel,
-    fits: torch.Tensor,    # [B, H, V, W, H] from `evidence`
-    times: torch.Tensor,   # [B, H]
-    scene: Scene,          # of b scenes
-    hint: torch.Tensor = None,  # [B, H, modes], logits: what each frame tells of the mode
-) -> tuple:                # before, after: [B, H, G (times modes, mode first), W, H] each, from `messages`
-    "What the tokens before, and those after, say about the place of each."
-    w, Q, each = self.world, len(self.modes), lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
-    against = lambda f, looks=0.: self.by_kind(f.index_select(-3, w.mover) + looks) - f.index_select(-3, w.scenery).logsumexp(-3, keepdim=True)  # the arrow here, against whatever else would be
-    fits, stand = against(fits.float(), each(self.looks(scene))[:, None]), against(each(scene.static)).repeat(1, Q, 1, 1)
-    if Q > 1: fits = (fits[:, :, None] + hint[..., None, None, None]).flatten(2, 3)
-    return messages(fits, times, each(scene.steps), stand, self.config.longest)
-
-@patch
 def _hint(self: PlannerModel, fits, k):
     "Logits of the modes [B, H, modes]: how far the collection of scenery in each token, what the mover hides left out, is from each of theirs; a noisy token does not tell."
     count, a = fits.softmax(2)[:, :, self.world.scenery].sum((3, 4)).clamp(max=2), self.schedule.alpha_bar[k].clamp(max=0.999)[..., None]
     return -F.softplus(self.sure) * a / (1 - a) * (count[:, :, None] - self.modes).pow(2).sum(-1)
 
 @patch
-def told(self: PlannerModel, fits, k, clocks, times, scene):
-    "Logits of every place [B, H, M, W, H] (M contents of the mover) from scene and other tokens, and the probability of each mode [B, H, modes]."
-    w, Q = self.world, len(self.modes)
+def told(self: PlannerModel, place, fits, k, clocks, times, scene):
+    "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), and the probability of each mode [B, H, modes]."
+    Q, each = len(self.modes), lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
     with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
-        hint = self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
+        own, hint = self.by_kind(place), self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
         weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
-        before, after = self.heard(fits, times, scene, hint)
+        before, after = messages((own[:, :, None] + hint[..., None, None, None]).flatten(2, 3), times, each(scene.steps), self.config.longest)
         joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (Q, -1)) + hint[..., None, None, None]
-    looks = self.looks(scene).repeat_interleave(len(times) // len(scene.seen), 0)[:, None]
-    own = self.by_kind(fits[:, :, w.mover] + looks) - fits[:, :, w.scenery].logsumexp(2, keepdim=True)
     return joint.logsumexp(2)[:, :, self.kind], (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
 
 # %% ../nbs/12_planner.ipynb #febfac35
@@ -268,15 +246,15 @@ def forward(self: PlannerModel,
     scenery = fits[:, :, w.scenery]
     place = fits[:, :, w.mover] - scenery.logsumexp(2, keepdim=True)
     if self.config.chain:
-        said, mode = self.told(seen_through, k, clocks, times, scene)
+        said, mode = self.told(place, seen_through, k, clocks, times, scene)
         place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, each(scene.shows)[:, 0])
     likely = place.flatten(2).log_softmax(-1).view_as(place)
     bits = [5 * likely.exp(), ((likely + math.log(likely[0, 0].numel())) / 4).clamp(-2, 2), scenery.softmax(2)]
     y = self.enter(torch.cat(bits, 2).to(x.dtype).flatten(0, 1)) + (each(scene.fine) + self.clocks(clocks)[..., None, None]).flatten(0, 1)
     for layer, t in zip(self.layers, trust): y = layer(y, t)
-    more = self.leave(y).unflatten(0, (B, H)).float()
-    place = likely if self.config.chain else (place + more[:, :, w.mover]).flatten(2).log_softmax(-1).view_as(place)  # what corrected the chain's answer would teach the chain nothing
-    scenery = (scenery + more[:, :, w.scenery]).log_softmax(2)
+    more = self.leave(y).unflatten(0, (B, H)).float()  # what corrected the chain's answer would teach the chain nothing: with one, this is about the scenery alone
+    if not self.config.chain: likely = (likely + more[:, :, -len(w.mover):]).flatten(2).log_softmax(-1).view_as(place)
+    place, scenery = likely, (scenery + more[:, :, :len(w.scenery)]).log_softmax(2)
     h = self._read(place.exp(), scene, clocks)
     return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, steps=scene.steps, **{n: head(h) for n, head in self.heads.items()}))
 
