@@ -7,10 +7,10 @@ import torch
 
 from ldp_tut.data import Windows, collect
 from ldp_tut.envs import GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
-from ldp_tut.planner import (NEIGHBOURS, ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, inside, lawful,
+from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, lawful,
                              load_pretrained, messages, one_step, one_step_back, plan_levels, plan_offsets, planner_batches, planner_loss, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
-from ldp_tut.world import WorldConfig, find_contents, find_mover, make_world, world_batches, world_loss
+from ldp_tut.world import NEIGHBOURS, WorldConfig, inside, find_contents, find_mover, make_world, world_batches, world_loss
 
 ENV = 'MiniGrid-SimpleCrossingS9N1-v0'
 SMALL = PlanConfig(candidates=2, votes=2, far_iterations=3, iterations=2, tokens=3)
@@ -110,7 +110,7 @@ def test_modes_and_messages_can_be_left_out(modes):
         m = PlannerModel(PlannerConfig(world=world, chain=chain, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
         loss = sum(planner_loss(m, batch, g.manual_seed(0)).values())
         loss.backward()
-        assert loss.isfinite() and (m.steps[1].weight.grad is None) == (not chain)
+        assert loss.isfinite() and (m.trusted.weight.grad is None) == (not chain)
 
 
 def test_a_clean_frame_tells_its_mode_and_noise_tells_none():
@@ -120,7 +120,7 @@ def test_a_clean_frame_tells_its_mode_and_noise_tells_none():
     z, level = m.world.encode(frames)[:, None], lambda k: torch.full((40, 1), k)
     hint = lambda x, k: m._hint(evidence(m.world, x, level(k), m.schedule), level(k))[:, 0].softmax(-1).detach()
     shows = [tuple(c) for c in torch.nn.functional.one_hot(m.world.read(frames), len(m.config.world.contents)).flatten(1, 2).sum(1).clamp(max=2)[:, m.world.scenery].tolist()]
-    known = [tuple(c) for c in m.modes.long().tolist()]
+    known = [tuple(c) for c in m.world.modes.tolist()]
     right = [(i, known.index(c)) for i, c in enumerate(shows) if c in known]
     assert len(right) > 25 and all(float(hint(z, 0)[i, q]) > 0.999 for i, q in right)
     assert float(hint(0 * z, 100).max()) < 0.5
