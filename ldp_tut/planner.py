@@ -151,6 +151,12 @@ class PlannerModel(nn.Module):
         with torch.no_grad(): self.static.weight.copy_(4 / SHARP * torch.eye(V)[:, :, None, None])
         for layer in (self.leave, self.trusted): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)  # begin as the exact denoiser of some T
 
+    def train(self, mode: bool = True):
+        "The world model stays as it is: what it learned, it knows."
+        super().train(mode)
+        self.world.eval()
+        return self
+
 # %% ../nbs/12_planner.ipynb #33359504
 @patch
 def observe(self: PlannerModel,

@@ -156,6 +156,8 @@ class WorldModel(nn.Module):
         self.register_buffer('kind', torch.tensor([next(g for g, group in enumerate(kinds) if v in group) for v in config.mover]), persistent=False)  # of each of the mover's contents
         self.register_buffer('modes', torch.tensor(config.modes or [[0] * V])[:, list(config.scenery)], persistent=False)
         self.register_buffer('inside', inside(config.width, config.height), persistent=False)
+        self.register_buffer('trodden', torch.zeros(2, len(self.modes), V, dtype=torch.bool))            # in one step, or later; in which mode: is such a cell ever stepped on?
+        self.register_buffer('changed', torch.eye(len(self.modes), dtype=torch.bool))                    # does one mode ever follow another?
 
 # %% ../nbs/11_world_model.ipynb #a7cc4ab1
 @patch(as_prop=True)
@@ -300,11 +302,18 @@ def find_agent(self: WorldModel,
 def steps(self: WorldModel,
     seen: torch.Tensor,  # [B, V, W, H] from `look`
 ) -> torch.Tensor:       # float [B, 2, K, K + 4, W, H]; K kinds of mover, once per mode, mode first
-    "From each place, the shares of steps that stay in the cell and become each kind, and of those that go to each of `NEIGHBOURS` unchanged: of the first step from now, and of every later one."
-    out = self.walk(self.described(seen)).float()
-    K = len(self.modes) * (int(self.config.kinds and len(self.config.kinds)) or len(self.config.mover))
-    out = out.unflatten(1, (2, K, K + len(NEIGHBOURS)))
-    return torch.cat([out[:, :, :, :K], out[:, :, :, K:].masked_fill(~self.inside, -1e4)], 3).softmax(3)  # nobody leaves the grid
+    """From each place, the shares of steps that stay in the cell and become each kind, and of those that go to each of `NEIGHBOURS` unchanged: of the first step from now, and of every later one.
+
+    Once training is over, what never happened in it has no share: steps onto what nobody has stepped on, mode changes nobody has seen."""
+    Q, G = len(self.modes), int(self.kind.max()) + 1
+    out = self.walk(self.described(seen)).float().unflatten(1, (2, Q, G, Q * G + len(NEIGHBOURS)))
+    stay, go = out.split([Q * G, len(NEIGHBOURS)], 4)
+    go = go.masked_fill(~self.inside, -1e4)
+    if not self.training:
+        free = torch.einsum('bvxy,sqv->bsqxy', seen, self.trodden.to(seen.dtype)) + seen.index_select(1, self.mover).sum(1)[:, None, None] > 0.5  # where the mover stands now one can stand
+        near = torch.stack([free.roll((-dx, -dy), (3, 4)) for dx, dy in NEIGHBOURS], 3)[:, :, :, None]     # [B, 2, Q, 1, 4, W, H]
+        go, stay = go.masked_fill(~near, -1e4), stay.masked_fill(~self.changed.repeat_interleave(G, 1)[:, None, :, None, None], -1e4)
+    return torch.cat([stay, go], 4).softmax(4).flatten(2, 3)
 
 @patch
 def spots(self: WorldModel,
@@ -326,13 +335,23 @@ def step_loss(self: WorldModel,
 ) -> torch.Tensor:        # [B], 0 where the frames do not tell
     "Negative log-likelihood of what happened."
     (content, cell, mode), across, K = self.spots(held), held.shape[3], steps.shape[1]
-    state = mode * (K // len(self.modes)) + self.kind[content]
+    state = mode * (int(self.kind.max()) + 1) + self.kind[content]
     steps = steps.flatten(3)[torch.arange(len(held), device=held.device), state[:, 0].clamp(min=0), :, cell[:, 0]]  # [B, to]
     apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)                                       # [B, 1, 2]
     near = (apart == torch.tensor(NEIGHBOURS, device=held.device)).all(-1)                                     # [B, 4]
     stays, goes = (apart == 0).all(-1)[:, 0], near.any(-1) & (state[:, 0] == state[:, 1])
     to = torch.where(stays, state[:, 1], K + near.int().argmax(-1)).clamp(min=0)
     return -steps.gather(1, to[:, None])[:, 0].clamp(min=1e-9).log() * ((mode >= 0).all(1) & (stays | goes))
+
+@patch
+def remember(self: WorldModel, held, scene):
+    "Note what can be stepped on, and which mode follows which, from contents of frames a step apart [B, 2, W, H], and of their scenes [B, W, H]."
+    _, cell, mode = self.spots(held)
+    moved = (cell[:, 0] != cell[:, 1]) & (mode[:, 0] >= 0)
+    for i, before in enumerate((held[:, 0], scene)):
+        self.trodden[i, mode[moved, 0], before.flatten(1).gather(1, cell[:, 1:])[moved, 0]] = True
+    told = (mode >= 0).all(1)
+    self.changed[mode[told, 0], mode[told, 1]] = True
 
 # %% ../nbs/11_world_model.ipynb #573cf85b
 @patch
@@ -373,6 +392,7 @@ def forward(self: WorldModel,
     ahead = F.cross_entropy(self.forward_dynamics(noisy[:, 0], action, seen), held[:, 1], reduction='none').sum((1, 2))
     inverse = self.inverse_dynamics(noisy[:, 0], noisy[:, 2], batch['gap'], seen)
     first, later = self.steps(self.look(batch['frames'][:, 0]))[:, 0], self.steps(seen)[:, 1]
+    if self.training: self.remember(held[acts, :2], self.read(batch['scene'])[acts])
     return dict(steps=((self.step_loss(first, held[:, :2]) + self.step_loss(later, held[:, :2])) * acts).mean(),
                 cells=F.cross_entropy(cells.flatten(0, 1), held[:, :2].flatten(0, 1), reduction='sum') / (2 * B),
                 reward=bce(reward, batch['success'][:, :2].float()), end=bce(end, batch['terminated'][:, :2].float()),
