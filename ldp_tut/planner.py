@@ -340,9 +340,9 @@ class Recipe:
     env_id: str = 'MiniGrid-FourRooms-v0'
     policy: str = 'wander'       # never seeks the goal
     episodes: int = 8000         # layouts 0 .. episodes-1
-    world_steps: int = 500
+    world_steps: int = 1000
     world_lr: float = 3e-3
-    steps: int = 2500
+    steps: int = 1500
     lr: float = 2e-3
     batch: int = 32              # plans
     tokens: int = 8              # in a plan
