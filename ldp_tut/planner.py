@@ -407,7 +407,7 @@ class PlanConfig:
     tokens: int = 1           # tokens between now and the far one; an agent that plans again at every step needs the next one alone
     order: str = 'near'       # which of them settle first: 'near', 'far', 'ends' (halving), 'all' (at once)
     scale: float = 10.        # guidance scale; 0 plans without looking for reward
-    limit: float = 1.         # trust region of the guide, in posterior standard deviations
+    limit: float = 2.         # trust region of the guide, in posterior standard deviations
     eta: float = 1.           # noise kept while sampling: 0 DDIM, 1 DDPM
     slack: float = 3.         # an arrival this much less likely, in nats, than the likeliest one counts as possible; the earliest of those wins
     horizon: int = 0          # steps to the far token; 0 lets the denoiser say when one could be there
@@ -535,9 +535,10 @@ def arrivals(self: FarFuturePlanner,
     far: torch.Tensor,     # [b, C, D], far tokens: places
     worth: torch.Tensor,   # [b, C], the reward expected there
 ) -> torch.Tensor:         # [b, longest]
-    "Log of the reward expected from standing in the cells of these far tokens, in any direction, after 1 .. longest steps. Tokens the guide has led nowhere do not count."
+    "Log-probability of standing in the cells of these far tokens, in any direction, after 1 .. longest steps. Tokens the guide has led to less than half the best one's reward do not count: what is near is soon reached, and a little of it would drown what is worth reaching."
     _, share = self.model.world.find_agent(self.model.world.decode(far, scene.seen)[0])  # [b, C, W, H]
-    return torch.einsum('btgwh,bwh->bt', future.exp(), (share * worth[..., None, None]).amax(1)).clamp(min=1e-20).log()
+    there = F.one_hot(share.flatten(2).argmax(-1), share[0, 0].numel()).view_as(share) * (worth >= 0.5 * worth.amax(1, keepdim=True))[..., None, None]
+    return torch.einsum('btgwh,bwh->bt', future.exp(), there.amax(1).to(future)).clamp(min=1e-20).log()
 
 @patch
 @torch.no_grad()
@@ -591,6 +592,20 @@ def read_actions(self: FarFuturePlanner, times, z, scene):
     logits = world.inverse_dynamics(z[:, :-1].flatten(0, 1), z[:, 1:].flatten(0, 1), gap.clamp(1, world.config.max_gap).flatten(), seen).log_softmax(-1).unflatten(0, (N, H - 1))
     flat = torch.full_like(logits, -math.log(logits.shape[-1]))
     return torch.cat([torch.where((gap <= world.config.max_gap)[..., None], logits, flat), flat[:, :1]], 1)
+
+@patch
+@torch.no_grad()
+def effects(self: FarFuturePlanner,
+    z0: torch.Tensor,     # [b, D], now
+    scene: Scene,         # of b scenes
+) -> torch.Tensor:        # [b, A]
+    "Log-probability that each action changes anything, says forward dynamics; not below a thousandth. What changes nothing leads back to where one is, for ever."
+    world, b = self.model.world, len(z0)
+    action = torch.arange(world.config.actions, device=z0.device).repeat(b)
+    each = lambda t: t.repeat_interleave(world.config.actions, 0)
+    logits = world.forward_dynamics(each(z0), action, each(scene.seen)).log_softmax(1)
+    same = logits.gather(1, each(scene.seen).argmax(1, keepdim=True)).sum((1, 2, 3))
+    return (1 - same.exp()).clamp(min=1e-3).log().view(b, -1)
 
 @patch
 def vote(self: FarFuturePlanner, actions):
@@ -656,7 +671,9 @@ def plan(self: FarFuturePlanner,
     best = (reward.clamp(min=1e-6).log() + self.likelihood(future, scene, n, far)).argmax(1)
     i = torch.arange(B, device=z0.device)
     times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(far[i, best], V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])
-    action, agreed = self.vote(self.read_actions(times, z, scene).unflatten(0, (B, V)))
+    read = self.read_actions(times, z, scene)
+    read[:, 0] = (read[:, 0] + each(self.effects(z0, scene), V)).log_softmax(-1)
+    action, agreed = self.vote(read.unflatten(0, (B, V)))
     mine = lambda t: t.unflatten(0, (B, V))[i, agreed].cpu()
     frames = [Frame(*(t.unflatten(0, (B, C))[i, best].cpu() for t in f)) for f in early] + [Frame(*map(mine, f)) for f in late] if film else []
     return Plan(mine(times), mine(z), reward[i, best].cpu(), action.cpu(), mine(at), arrival.cpu(), frames)
