@@ -528,6 +528,12 @@ def futures(self: FarFuturePlanner,
 
 # %% ../nbs/12_planner.ipynb #e59aa271
 @patch
+def cells(self: FarFuturePlanner, decoded):
+    "The one cell in which each decoded frame [..., V, W, H] shows the mover, bool [..., W, H]."
+    _, share = self.model.world.find_agent(decoded)
+    return F.one_hot(share.flatten(-2).argmax(-1), share[0, 0].numel()).view_as(share).bool()
+
+@patch
 @torch.no_grad()
 def arrivals(self: FarFuturePlanner,
     future: torch.Tensor,  # [b, longest, M, W, H] from `futures`
@@ -536,9 +542,8 @@ def arrivals(self: FarFuturePlanner,
     worth: torch.Tensor,   # [b, C], the reward expected there
 ) -> torch.Tensor:         # [b, longest]
     "Log-probability of standing in the cells of these far tokens, in any direction, after 1 .. longest steps. Tokens the guide has led to less than half the best one's reward do not count: what is near is soon reached, and a little of it would drown what is worth reaching."
-    _, share = self.model.world.find_agent(self.model.world.decode(far, scene.seen)[0])  # [b, C, W, H]
-    there = F.one_hot(share.flatten(2).argmax(-1), share[0, 0].numel()).view_as(share) * (worth >= 0.5 * worth.amax(1, keepdim=True))[..., None, None]
-    return torch.einsum('btgwh,bwh->bt', future.exp(), there.amax(1).to(future)).clamp(min=1e-20).log()
+    there = self.cells(self.model.world.decode(far, scene.seen)[0]) & (worth >= 0.5 * worth.amax(1, keepdim=True))[..., None, None]
+    return torch.einsum('btgwh,bwh->bt', future.exp(), there.any(1).to(future)).clamp(min=1e-20).log()
 
 @patch
 @torch.no_grad()
@@ -599,13 +604,13 @@ def effects(self: FarFuturePlanner,
     z0: torch.Tensor,     # [b, D], now
     scene: Scene,         # of b scenes
 ) -> torch.Tensor:        # [b, A]
-    "Log-probability that each action changes anything, says forward dynamics; not below a thousandth. What changes nothing leads back to where one is, for ever."
+    "Log-probability that each action changes anything, says forward dynamics, which may be wrong: not below three in a hundred. What changes nothing leads back to where one is, for ever."
     world, b = self.model.world, len(z0)
     action = torch.arange(world.config.actions, device=z0.device).repeat(b)
     each = lambda t: t.repeat_interleave(world.config.actions, 0)
     logits = world.forward_dynamics(each(z0), action, each(scene.seen)).log_softmax(1)
     same = logits.gather(1, each(scene.seen).argmax(1, keepdim=True)).sum((1, 2, 3))
-    return (1 - same.exp()).clamp(min=1e-3).log().view(b, -1)
+    return (1 - same.exp()).clamp(min=0.03).log().view(b, -1)
 
 @patch
 def vote(self: FarFuturePlanner, actions):
@@ -643,9 +648,9 @@ def arrive(self: FarFuturePlanner,
 ) -> tuple:                 # far tokens [b, C, D], and what the reward head says of them, n steps from now [b, C]
     "The same places, entered the way one most likely would after n steps."
     world, C = self.model.world, places.shape[1]
-    held = world.decode(places, scene.seen)[0].argmax(2)                                   # [b, C, W, H]
+    decoded = world.decode(places, scene.seen)[0]                                          # [b, C, V, W, H]
     kind = future[torch.arange(len(n), device=n.device), n - 1].argmax(1)                  # [b, W, H]: there, which of the mover's contents?
-    far = world.embed(torch.where(torch.isin(held, world.mover), world.mover[kind][:, None], held))
+    far = world.embed(torch.where(self.cells(decoded), world.mover[kind][:, None], world.scenery[decoded[:, :, world.scenery].argmax(2)]))
     times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
     x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
     return far, self.model(x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid().view(-1, C)

@@ -392,8 +392,9 @@ def forward(self: WorldModel,
     ahead = F.cross_entropy(self.forward_dynamics(noisy[:, 0], action, seen), held[:, 1], reduction='none').sum((1, 2))
     inverse = self.inverse_dynamics(noisy[:, 0], noisy[:, 2], batch['gap'], seen)
     first, later = self.steps(self.look(batch['frames'][:, 0]))[:, 0], self.steps(seen)[:, 1]
-    if self.training: self.remember(held[acts, :2], self.read(batch['scene'])[acts])
-    return dict(steps=((self.step_loss(first, held[:, :2]) + self.step_loss(later, held[:, :2])) * acts).mean(),
+    known = acts | batch['terminated'][:, 0]  # where an episode has ended, nobody moves any more
+    if self.training: self.remember(held[known, :2], self.read(batch['scene'])[known])
+    return dict(steps=((self.step_loss(first, held[:, :2]) + self.step_loss(later, held[:, :2])) * known).mean(),
                 cells=F.cross_entropy(cells.flatten(0, 1), held[:, :2].flatten(0, 1), reduction='sum') / (2 * B),
                 reward=bce(reward, batch['success'][:, :2].float()), end=bce(end, batch['terminated'][:, :2].float()),
                 forward=(ahead * acts).mean(), inverse=(F.cross_entropy(inverse, action, reduction='none') * acts).mean())
