@@ -335,6 +335,7 @@ def step_loss(self: WorldModel,
 ) -> torch.Tensor:        # [B], 0 where the frames do not tell
     "Negative log-likelihood of what happened."
     (content, cell, mode), across, K = self.spots(held), held.shape[3], steps.shape[1]
+    mode = torch.where(mode < 0, mode.flip(1), mode)  # while the mover hides what would tell, nothing else changes
     state = mode * (int(self.kind.max()) + 1) + self.kind[content]
     steps = steps.flatten(3)[torch.arange(len(held), device=held.device), state[:, 0].clamp(min=0), :, cell[:, 0]]  # [B, to]
     apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)                                       # [B, 1, 2]
@@ -347,10 +348,10 @@ def step_loss(self: WorldModel,
 def remember(self: WorldModel, held, scene):
     "Note what can be stepped on, and which mode follows which, from contents of frames a step apart [B, 2, W, H], and of their scenes [B, W, H]."
     _, cell, mode = self.spots(held)
+    told, mode = (mode >= 0).all(1), torch.where(mode < 0, mode.flip(1), mode)
     moved = (cell[:, 0] != cell[:, 1]) & (mode[:, 0] >= 0)
     for i, before in enumerate((held[:, 0], scene)):
         self.trodden[i, mode[moved, 0], before.flatten(1).gather(1, cell[:, 1:])[moved, 0]] = True
-    told = (mode >= 0).all(1)
     self.changed[mode[told, 0], mode[told, 1]] = True
 
 # %% ../nbs/11_world_model.ipynb #573cf85b
