@@ -600,17 +600,15 @@ def read_actions(self: FarFuturePlanner, times, z, scene):
 
 @patch
 @torch.no_grad()
-def effects(self: FarFuturePlanner,
-    z0: torch.Tensor,     # [b, D], now
-    scene: Scene,         # of b scenes
-) -> torch.Tensor:        # [b, A]
-    "Log-probability that each action changes anything, says forward dynamics; not below a thousandth. What changes nothing leads back to where one is, for ever."
-    world, b = self.model.world, len(z0)
-    action = torch.arange(world.config.actions, device=z0.device).repeat(b)
-    each = lambda t: t.repeat_interleave(world.config.actions, 0)
-    logits = world.forward_dynamics(each(z0), action, each(scene.seen)).log_softmax(1)
-    same = logits.gather(1, each(scene.seen).argmax(1, keepdim=True)).sum((1, 2, 3))
-    return (1 - same.exp()).clamp(min=1e-3).log().view(b, -1)
+def first_action(self: FarFuturePlanner, times, z, scene):
+    "Log-probabilities [N, A] of the action to take now: read on the way to the next token, or, where the mover is to stay as it is, to the first in which it is not, if that is near enough to tell."
+    world, N = self.model.world, len(times)
+    seen = scene.seen.repeat_interleave(N // len(scene.seen), 0)
+    pose = world.find_agent(world.decode(z[:, :world.config.max_gap + 1], seen)[0])[0]
+    other = (pose != pose[:, :1]).any(-1) & (times[:, :pose.shape[1]] <= world.config.max_gap)
+    to = torch.where(other.any(1), other.int().argmax(1), 1)
+    i = torch.arange(N, device=z.device)
+    return world.inverse_dynamics(z[:, 0], z[i, to], times[i, to].long().clamp(1, world.config.max_gap), seen).log_softmax(-1)
 
 @patch
 def vote(self: FarFuturePlanner, actions):
@@ -677,9 +675,7 @@ def plan(self: FarFuturePlanner,
     i = torch.arange(B, device=z0.device)
     times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(far[i, best], V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])
     read = self.read_actions(times, z, scene)
-    now, after = (self.model.world.find_agent(self.model.world.decode(t[:, :1], each(scene.seen, V))[0])[0][:, 0] for t in (z, z[:, 1:]))
-    stays = (now == after).all(-1, keepdim=True)
-    read[:, 0] = (read[:, 0] + stays * each(self.effects(z0, scene), V)).log_softmax(-1)
+    read[:, 0] = self.first_action(times, z, scene)
     action, agreed = self.vote(read.unflatten(0, (B, V)))
     mine = lambda t: t.unflatten(0, (B, V))[i, agreed].cpu()
     frames = [Frame(*(t.unflatten(0, (B, C))[i, best].cpu() for t in f)) for f in early] + [Frame(*map(mine, f)) for f in late] if film else []
