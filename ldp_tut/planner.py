@@ -410,6 +410,7 @@ class PlanConfig:
     limit: float = 2.         # trust region of the guide, in posterior standard deviations
     eta: float = 1.           # noise kept while sampling: 0 DDIM, 1 DDPM
     slack: float = 3.         # an arrival this much less likely, in nats, than the likeliest one counts as possible; the earliest of those wins
+    least: float = 0.         # a step with a smaller share than this is not believed to be possible; helps where rare things, a door, a key, were learned from few examples
     horizon: int = 0          # steps to the far token; 0 lets the denoiser say when one could be there
     replan: int = 1           # steps executed before planning again
     trust: float = 0.9        # a far token with this reward is remembered: the next plan need not ask *where* again
@@ -655,6 +656,13 @@ def arrive(self: FarFuturePlanner,
 
 # %% ../nbs/12_planner.ipynb #563a3928
 @patch
+def believed(self: FarFuturePlanner, scene: Scene):
+    "The scene, without the steps that are too unlikely to build a plan on."
+    if not self.config.least: return scene
+    steps = scene.steps * (scene.steps >= self.config.least)
+    return scene._replace(steps=steps / steps.sum(3, keepdim=True).clamp(min=1e-9))
+
+@patch
 def plan(self: FarFuturePlanner,
     obs: torch.Tensor,     # uint8 [B, W, H, C], fully observed grids
     seeds,                 # B integers: the noise of each plan depends on its own seed alone
@@ -663,7 +671,7 @@ def plan(self: FarFuturePlanner,
 ) -> Plan:
     "Plan for a batch of observations: where to be, when, and how to get there."
     B, C, V, obs = len(obs), self.config.candidates, self.config.votes, obs.to(self.device)
-    with torch.no_grad(): z0, scene = self.model.world.encode(obs), self.model.observe(obs)
+    with torch.no_grad(): z0, scene = self.model.world.encode(obs), self.believed(self.model.observe(obs))
     F_, each = self.config.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
     noise = rearrange(seeded_noise(seeds, F_ * C, z0.shape[1]).to(z0), 'b (m c) d -> m (b c) d', c=C)
     places, worth, early = self.somewhere(z0, scene, noise, known)      # where: far tokens with all the time in the world
