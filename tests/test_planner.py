@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldp_tut.data import Windows, collect
-from ldp_tut.envs import GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
+from ldp_tut.envs import WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
 from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, lawful,
                              load_pretrained, messages, one_step, one_step_back, plan_levels, plan_offsets, planner_batches, planner_loss, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
@@ -217,6 +217,38 @@ def test_the_mover_is_where_the_latent_says(model, obs):
     torch.testing.assert_close(share.double(), exact, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize('env_id, policy', [(ENV, 'wander'), ('MiniGrid-DoorKey-5x5-v0', 'fiddle')])
+def test_what_a_taken_step_costs_is_what_the_chain_says(env_id, policy):
+    "The likelihood of a step, gathered, against a step of the chain from the one place to the other."
+    data = Windows(collect(env_id, policy, 40, seed=0, progress=False))
+    world, (e, t) = make_world(data, modes=True).train(), data.draw(64, torch.Generator().manual_seed(3))
+    held = torch.stack([world.read(data.frames(e, np.minimum(t + d, data.length[e]))) for d in (0, 1)], 1)
+    steps = world.steps(world.look(data.frames(e, t)))[:, 0]
+    loss, (content, cell, mode) = world.step_loss(steps, held), world.spots(held)
+    place = torch.zeros(64, 2, steps.shape[1], held.shape[2] * held.shape[3])
+    known = (mode >= 0).all(1)
+    place[torch.arange(64)[:, None], torch.arange(2), (mode.clamp(min=0) * 4 + content), cell] = 1
+    exact = (one_step(place[:, 0].unflatten(2, held.shape[2:]), steps).flatten(2) * place[:, 1]).sum((1, 2))
+    assert known.sum() > 40
+    torch.testing.assert_close(loss[known].exp(), 1 / exact[known])
+
+
+def test_nobody_walks_where_nobody_has_walked(windows):
+    "After a little training the shares of steps into walls are small; after training they are nothing, and the others still sum to one."
+    world, g = make_world(windows).train(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for i in range(20): world(world_batches(windows, 64, 12)(i, g), g)
+    rooms = layouts(ENV, range(100, 110))
+    wall = rooms.cells[..., 0] == WALL
+    near = torch.stack([wall.roll((-dx, -dy), (1, 2)) for dx, dy in NEIGHBOURS], 1)[:, None, None]
+    shares = lambda: world.steps(world.look(rooms.observe())).detach()
+    into = lambda s: (s[:, :, :, 4:] * near).sum(3).movedim((1, 2), (-2, -1))[~wall]
+    assert into(shares()).max() > 0.01
+    world.eval()
+    assert into(shares()).max() < 1e-6
+    torch.testing.assert_close(shares().sum(3), torch.ones(10, 2, 4, 9, 9))
+
+
 def test_the_far_token_is_turned_the_way_it_is_entered(model, obs):
     planner, scene = FarFuturePlanner(model, SMALL), model.observe(obs)
     z0, n = model.world.encode(obs), torch.full((6,), 5)
@@ -369,7 +401,13 @@ def test_the_shipped_planner_takes_nearly_shortest_ways():
     assert report['lawful_rate'] >= 0.97
 
 
-@pytest.mark.parametrize('name', ['simplecrossing-n1', 'simplecrossing-n2', 'simplecrossing-n3', 'lavacrossing-n1'])
-def test_the_other_checkpoints_solve_their_rooms(name):
-    report = evaluate(load_pretrained(name, 'cpu'), 8, progress=False)
-    assert report['success'] >= 0.9 and report['steps_over_optimum'] <= 1.25
+@pytest.mark.parametrize('name, ratio', [('simplecrossing-n1', 1.25), ('simplecrossing-n2', 1.25), ('simplecrossing-n3', 1.25), ('lavacrossing-n1', 1.25), ('multiroom-n2-s4', 1.4), ('fourrooms-rgb', 1.4)])
+def test_the_other_checkpoints_solve_their_rooms(name, ratio):
+    report = evaluate(load_pretrained(name, 'cpu'), 10, progress=False)
+    assert report['success'] >= 0.9 and report['steps_over_optimum'] <= ratio
+
+
+def test_the_key_is_fetched():
+    "Nearly always; a few walks are long, so their mean says little about so few rooms."
+    report = evaluate(load_pretrained('doorkey-5x5', 'cpu'), 24, progress=False)
+    assert report['success'] >= 0.9 and np.median([r['steps'] / r['optimum'] for r in report['rows'] if r['success']]) <= 1.25
