@@ -424,20 +424,20 @@ def draw(self: Windows, batch: int, generator: torch.Generator) -> tuple:
 
 # %% ../nbs/05_trajectories.ipynb #58f4ec0b
 def random_offsets(
-    batch: int,               # samples
-    tokens: int,              # H: one at offset 0 and H - 1 in the future
-    longest: int,             # the far token lies max(1, tokens // 2) .. longest steps ahead
+    B: int, H: int,        # samples, tokens: one at offset 0 and H - 1 in the future
+    longest: int,          # steps ahead, at most
     generator: torch.Generator,
-) -> np.ndarray:              # int [batch, tokens], strictly rising, starting at 0
-    "Random times: the far token in tokens/2 .. longest (nearer ones more often), the ones between a random subset of the steps up to it, the first steps preferred. Where there are too few steps before the far token, the rest lie just behind it."
-    least = max(1, tokens // 2)
-    far = least + ((longest + 1 - least) * torch.rand(batch, 1, generator=generator) ** 1.5).long()
-    grid = torch.arange(1, longest + tokens)[None]
-    score = torch.rand(batch, grid.shape[1], generator=generator)
-    near = torch.randint(0, tokens, (batch, 1), generator=generator)
-    score = score + 4. * (grid <= near) - 2. * (grid > far) - 3. * (grid > far + tokens) + 8. * (grid == far)
-    chosen = score.topk(tokens - 1, dim=1).indices.sort(dim=1).values + 1
-    return torch.cat([torch.zeros(batch, 1, dtype=torch.long), chosen], 1).numpy()
+) -> np.ndarray:           # int [B, H], strictly rising from 0
+    "Single steps and long strides, in a proportion that differs from sample to sample. Raises `ValueError` for more tokens than steps."
+    if H - 1 > longest: raise ValueError(f'{H} tokens do not fit into {longest} steps')
+    r = lambda *n: torch.rand(*n, generator=generator)
+    stride = torch.exp(r(B, H - 1) * np.log(0.75 * longest)).long().clamp(min=1)
+    t = torch.where(r(B, H - 1) < r(B, 1), 1, stride).cumsum(1)
+    squeezed = (t * (longest / t[:, -1:].clamp(min=longest))).long()  # a plan that runs too far is pressed together
+    rising = torch.arange(H - 1)
+    t = (squeezed - rising).cummax(1).values.clamp(min=1) + rising    # strictly rising, though
+    t = torch.minimum(t, longest - (H - 2) + rising)
+    return torch.cat([torch.zeros(B, 1, dtype=torch.long), t], 1).numpy()
 
 # %% ../nbs/05_trajectories.ipynb #25d3ee12
 class Slices:

@@ -6,10 +6,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 
 # %% auto #0
 __all__ = ['SHARP', 'ORDERS', 'PlannerConfig', 'evidence', 'one_step', 'one_step_back', 'messages', 'FineLayer', 'Scene',
-           'PlannerModel', 'plan_levels', 'plan_offsets', 'planner_batches', 'planner_loss', 'Recipe', 'train_planner',
-           'PlanConfig', 'settling_board', 'between_times', 'Plan', 'Frame', 'FarFuturePlanner', 'PlannerAgent',
-           'open_env', 'read_image', 'save_agent', 'load_pretrained', 'lawful', 'judge_plan', 'draw_belief', 'Rooms',
-           'evaluate', 'film_episode']
+           'PlannerModel', 'plan_levels', 'planner_batches', 'planner_loss', 'Recipe', 'train_planner', 'PlanConfig',
+           'settling_board', 'between_times', 'Plan', 'Frame', 'FarFuturePlanner', 'PlannerAgent', 'open_env',
+           'read_image', 'save_agent', 'load_pretrained', 'lawful', 'judge_plan', 'draw_belief', 'Rooms', 'evaluate',
+           'film_episode']
 
 # %% ../nbs/12_planner.ipynb #9ad8ec10
 import math
@@ -30,7 +30,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .board import context_board, full_board
-from .data import TrajectoryStore, Windows, collect
+from .data import TrajectoryStore, Windows, collect, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_noise, shifted
 from .envs import AGENT, FAR, GOAL, GridTwin, distance_to, goal_cell, make_env, read_grid, shortest_plan, split_agent
 from .forcing import Prediction, fourier
@@ -146,7 +146,7 @@ class PlannerModel(nn.Module):
         mlp = lambda n: nn.Sequential(nn.Linear(n, W), nn.GELU(), nn.Linear(W, W))
         self.narrow, self.level, self.time, self.think = nn.Linear(P, W), mlp(32), mlp(64), nn.Sequential(nn.LayerNorm(W), mlp(W))
         self.norm, self.heads = nn.LayerNorm(W), nn.ModuleDict(dict(reward=nn.Linear(W, 1), termination=nn.Linear(W, 1), action=nn.Linear(W, w.actions)))
-        self.register_buffer('alike', self.world.kind == torch.arange(int(self.world.kind.max()) + 1)[:, None], persistent=False)  # [G, movers]
+        self.register_buffer('alike', self.world.kind == torch.arange(self.world.kinds)[:, None], persistent=False)  # [G, movers]
         if Q > 1: self.sure, self.shows = nn.Parameter(torch.tensor(8.)), nn.Conv2d(S, Q * (V - M_), 1)  # how much a frame tells of the mode, what a mode shows in a frame
         with torch.no_grad(): self.static.weight.copy_(4 / SHARP * torch.eye(V)[:, :, None, None])
         for layer in (self.leave, self.trusted): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)  # begin as the exact denoiser of some T
@@ -269,23 +269,6 @@ def plan_levels(
     k = torch.where((r(B, H) < 0.3) & (r(B, 1) < 0.3), K, k)
     return torch.where(clean, 0, k)
 
-# %% ../nbs/12_planner.ipynb #24d2084a
-def plan_offsets(
-    B: int, H: int,        # samples, tokens
-    longest: int,          # steps ahead, at most
-    generator: torch.Generator,
-) -> np.ndarray:           # int [B, H], strictly rising from 0
-    "Single steps and long strides, in a proportion that differs from sample to sample. Raises `ValueError` for more tokens than steps."
-    if H - 1 > longest: raise ValueError(f'{H} tokens do not fit into {longest} steps')
-    r = lambda *n: torch.rand(*n, generator=generator)
-    stride = torch.exp(r(B, H - 1) * math.log(0.75 * longest)).long().clamp(min=1)
-    t = torch.where(r(B, H - 1) < r(B, 1), 1, stride).cumsum(1)
-    squeezed = (t * (longest / t[:, -1:].clamp(min=longest))).long()  # a plan that runs too far is pressed together
-    rising = torch.arange(H - 1)
-    t = (squeezed - rising).cummax(1).values.clamp(min=1) + rising    # strictly rising, though
-    t = torch.minimum(t, longest - (H - 2) + rising)
-    return torch.cat([torch.zeros(B, 1, dtype=torch.long), t], 1).numpy()
-
 # %% ../nbs/12_planner.ipynb #5ee8ef31
 def planner_batches(
     windows: Windows,
@@ -297,7 +280,7 @@ def planner_batches(
     def make(step, generator):
         H, B = (tokens, size) if int(torch.randint(0, 4, (1,), generator=generator)) else (2, 2 * size)
         episode, start = windows.draw(B, generator)
-        offsets = plan_offsets(B, H, longest, generator)
+        offsets = random_offsets(B, H, longest, generator)
         t = windows.tokens(episode, start, offsets)
         return dict(frames=windows.frames(episode[:, None], t['time']), times=torch.from_numpy(offsets).float(), action=torch.from_numpy(t['action'].astype('int64')),
                     success=torch.from_numpy(t['success']).float(), termination=torch.from_numpy(t['terminated']).float(), valid=torch.from_numpy(t['valid']).float())
@@ -357,6 +340,12 @@ class Recipe:
     longest: int = 44            # farthest far token, in steps
     seed: int = 0
     precision: str = 'bf16'
+
+    def __post_init__(self):  # before anything is played
+        if self.view not in ('full', 'rgb'): raise ValueError(f"unknown view {self.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")
+        for name in ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels'):
+            if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        if not 2 <= self.tokens <= self.longest + 1: raise ValueError(f'tokens must lie between 2 and longest + 1 = {self.longest + 1}, got {self.tokens}')
 
 # %% ../nbs/12_planner.ipynb #fa18868c
 def train_planner(
@@ -418,6 +407,7 @@ class PlanConfig:
     def __post_init__(self):
         for name in ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        if not 0 <= self.least < 1: raise ValueError(f'least is a share of steps, from 0 to below 1, got {self.least}')
         if self.order not in ORDERS: raise ValueError(f'unknown order {self.order!r}: choose one of {", ".join(ORDERS)}')
 
 # %% ../nbs/12_planner.ipynb #729a366a
@@ -538,20 +528,12 @@ def cells(self: FarFuturePlanner, decoded):
 @torch.no_grad()
 def arrivals(self: FarFuturePlanner,
     future: torch.Tensor,  # [b, longest, M, W, H] from `futures`
-    scene: Scene,          # of b scenes
-    far: torch.Tensor,     # [b, C, D], far tokens: places
+    there: torch.Tensor,   # bool [b, C, W, H]: the cells of the far tokens
     worth: torch.Tensor,   # [b, C], the reward expected there
 ) -> torch.Tensor:         # [b, longest]
-    "Log-probability of standing in the cells of these far tokens, in any direction, after 1 .. longest steps. Tokens the guide has led to less than half the best one's reward do not count: what is near is soon reached, and a little of it would drown what is worth reaching."
-    there = self.cells(self.model.world.decode(far, scene.seen)[0]) & (worth >= 0.5 * worth.amax(1, keepdim=True))[..., None, None]
-    return torch.einsum('btgwh,bwh->bt', future.exp(), there.any(1).to(future)).clamp(min=1e-20).log()
-
-@patch
-@torch.no_grad()
-def likelihood(self: FarFuturePlanner, future, scene, n, far):
-    "Log-probability [b, C] of the places of far tokens [b, C, D], direction included, n steps [b] from now."
-    place = future[torch.arange(len(n), device=n.device), n - 1].flatten(1)                              # [b, places]
-    return (self.model.world.decode(far, scene.seen)[0].softmax(2)[:, :, self.model.world.mover].flatten(2) * place[:, None]).sum(-1)
+    "Log-probability of standing in these cells, in any direction, after 1 .. longest steps. Tokens the guide has led to less than half the best one's reward do not count: what is near is soon reached, and a little of it would drown what is worth reaching."
+    there = (there & (worth >= 0.5 * worth.amax(1, keepdim=True))[..., None, None]).any(1)
+    return torch.einsum('btgwh,bwh->bt', future.exp(), there.to(future)).clamp(min=1e-20).log()
 
 # %% ../nbs/12_planner.ipynb #45d996b2
 @patch
@@ -591,26 +573,19 @@ def settle(self: FarFuturePlanner,
 @patch
 @torch.no_grad()
 def read_actions(self: FarFuturePlanner, times, z, scene):
-    "Log-probabilities [N, H, A] of the action taken at each token on the way to the next; uniform where the next one is too far to tell."
-    world, (N, H) = self.model.world, times.shape
-    gap = times.diff(dim=1).long()
-    seen = scene.seen.repeat_interleave(N // len(scene.seen), 0).repeat_interleave(H - 1, 0)
-    logits = world.inverse_dynamics(z[:, :-1].flatten(0, 1), z[:, 1:].flatten(0, 1), gap.clamp(1, world.config.max_gap).flatten(), seen).log_softmax(-1).unflatten(0, (N, H - 1))
+    "Log-probabilities [N, H, A] of the action taken at each token on the way to the next; uniform where that one is too far to tell. Where the mover is to stay as it is now, the first action is read on the way to the first token in which it is not, if that is near enough."
+    world, (N, H), i = self.model.world, times.shape, torch.arange(len(times), device=z.device)
+    seen, most = scene.seen.repeat_interleave(N // len(scene.seen), 0), world.config.max_gap
+    pose = world.find_agent(world.decode(z[:, :most + 1], seen)[0])[0]
+    other = (pose != pose[:, :1]).any(-1) & (times[:, :pose.shape[1]] <= most)
+    to = torch.arange(1, H, device=z.device).repeat(N, 1)
+    to[:, 0] = torch.where(other.any(1), other.int().argmax(1), 1)
+    gap = (times.gather(1, to) - times[:, :-1]).long()
+    logits = world.inverse_dynamics(z[:, :-1].flatten(0, 1), z[i[:, None], to].flatten(0, 1), gap.clamp(1, most).flatten(), seen.repeat_interleave(H - 1, 0)).log_softmax(-1).unflatten(0, (N, H - 1))
     flat = torch.full_like(logits, -math.log(logits.shape[-1]))
-    return torch.cat([torch.where((gap <= world.config.max_gap)[..., None], logits, flat), flat[:, :1]], 1)
+    return torch.cat([torch.where((gap <= most)[..., None], logits, flat), flat[:, :1]], 1)
 
-@patch
-@torch.no_grad()
-def first_action(self: FarFuturePlanner, times, z, scene):
-    "Log-probabilities [N, A] of the action to take now: read on the way to the next token, or, where the mover is to stay as it is, to the first in which it is not, if that is near enough to tell."
-    world, N = self.model.world, len(times)
-    seen = scene.seen.repeat_interleave(N // len(scene.seen), 0)
-    pose = world.find_agent(world.decode(z[:, :world.config.max_gap + 1], seen)[0])[0]
-    other = (pose != pose[:, :1]).any(-1) & (times[:, :pose.shape[1]] <= world.config.max_gap)
-    to = torch.where(other.any(1), other.int().argmax(1), 1)
-    i = torch.arange(N, device=z.device)
-    return world.inverse_dynamics(z[:, 0], z[i, to], times[i, to].long().clamp(1, world.config.max_gap), seen).log_softmax(-1)
-
+# %% ../nbs/12_planner.ipynb #1425bd9b
 @patch
 def vote(self: FarFuturePlanner, actions):
     "Of [B, V, H, A] log-probabilities: those of the copy surest of the action that wins, its first row the mean of all [B, H, A]; and which copy that is [B]."
@@ -641,18 +616,19 @@ def somewhere(self: FarFuturePlanner, z0, scene, noise, known=None):
 def arrive(self: FarFuturePlanner,
     z0: torch.Tensor,       # [b, D], now
     scene: Scene,           # of b scenes
-    places: torch.Tensor,   # [b, C, D] from `somewhere`
+    shown: torch.Tensor,    # [b, C, V, W, H], the decoded far tokens
+    there: torch.Tensor,    # bool [b, C, W, H], their cells
     future: torch.Tensor,   # [b, longest, M, W, H] from `futures`
     n: torch.Tensor,        # int64 [b], steps
-) -> tuple:                 # far tokens [b, C, D], and what the reward head says of them, n steps from now [b, C]
+) -> tuple:                 # far tokens [b, C, D]; what the reward head says of them, n steps from now [b, C]; how likely one is there by then, logs [b, C]
     "The same places, entered the way one most likely would after n steps."
-    world, C = self.model.world, places.shape[1]
-    decoded = world.decode(places, scene.seen)[0]                                          # [b, C, V, W, H]
-    kind = future[torch.arange(len(n), device=n.device), n - 1].argmax(1)                  # [b, W, H]: there, which of the mover's contents?
-    far = world.embed(torch.where(self.cells(decoded), world.mover[kind][:, None], world.scenery[decoded[:, :, world.scenery].argmax(2)]))
+    world, C = self.model.world, shown.shape[1]
+    chance, kind = future[torch.arange(len(n), device=n.device), n - 1].max(1)             # [b, W, H]: there, how likely, and which of the mover's contents?
+    far = world.embed(torch.where(there, world.mover[kind][:, None], world.scenery[shown[:, :, world.scenery].argmax(2)]))
     times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
     x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
-    return far, self.model(x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid().view(-1, C)
+    reward = self.model(x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid().view(-1, C)
+    return far, reward, torch.where(there, chance[:, None], 0).sum((2, 3))
 
 # %% ../nbs/12_planner.ipynb #563a3928
 @patch
@@ -675,16 +651,15 @@ def plan(self: FarFuturePlanner,
     F_, each = self.config.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
     noise = rearrange(seeded_noise(seeds, F_ * C, z0.shape[1]).to(z0), 'b (m c) d -> m (b c) d', c=C)
     places, worth, early = self.somewhere(z0, scene, noise, known)      # where: far tokens with all the time in the world
-    future = self.futures(z0, scene)
-    arrival = self.arrivals(future, scene, places, worth)               # when
+    with torch.no_grad(): shown = self.model.world.decode(places, scene.seen)[0]
+    there, future = self.cells(shown), self.futures(z0, scene)
+    arrival = self.arrivals(future, there, worth)                       # when
     n = self.choose(arrival)
-    far, reward = self.arrive(z0, scene, places, future, n)             # facing which way
-    best = (reward.clamp(min=1e-6).log() + self.likelihood(future, scene, n, far)).argmax(1)
+    far, reward, chance = self.arrive(z0, scene, shown, there, future, n)  # facing which way
+    best = (reward.clamp(min=1e-6).log() + chance).argmax(1)
     i = torch.arange(B, device=z0.device)
     times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(far[i, best], V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])
-    read = self.read_actions(times, z, scene)
-    read[:, 0] = self.first_action(times, z, scene)
-    action, agreed = self.vote(read.unflatten(0, (B, V)))
+    action, agreed = self.vote(self.read_actions(times, z, scene).unflatten(0, (B, V)))
     mine = lambda t: t.unflatten(0, (B, V))[i, agreed].cpu()
     frames = [Frame(*(t.unflatten(0, (B, C))[i, best].cpu() for t in f)) for f in early] + [Frame(*map(mine, f)) for f in late] if film else []
     return Plan(mine(times), mine(z), reward[i, best].cpu(), action.cpu(), mine(at), arrival.cpu(), frames)
@@ -768,11 +743,9 @@ def read_image(obs, config: PlannerConfig) -> torch.Tensor:
     "A frame of an observation, checked: right size, whole numbers, and, of symbols, exactly one agent."
     image = obs['image'] if isinstance(obs, dict) and 'image' in obs else obs
     image, w = np.asarray(image), config.world
-    size = w.frame or (w.width, w.height)
-    want = (w.patch * size[1], w.patch * size[0], 3) if w.patch else (*size, 3)
-    if image.shape != want:
+    if image.shape != w.obs_shape:
         hint = ' (a partial view; wrap the environment in minigrid.wrappers.FullyObsWrapper)' if image.shape == (7, 7, 3) else ''
-        raise ValueError(f'this agent was trained on {config.env_id} and reads {"pixels" if w.patch else "grids"} {list(want)}, got {list(image.shape)}{hint}')
+        raise ValueError(f'this agent was trained on {config.env_id} and reads {"pixels" if w.patch else "grids"} {list(w.obs_shape)}, got {list(image.shape)}{hint}')
     if not np.isfinite(image.astype(float)).all(): raise ValueError('the observation has NaN or infinite numbers in it')
     if (image < 0).any() or (image > ((255,) * 3 if w.patch else (10, 5, 3))).any() or (image != image.astype(int)).any():
         raise ValueError(f'the observation is not a MiniGrid {"picture" if w.patch else "symbolic grid"}: values {image.min()}..{image.max()} are outside its vocabulary')

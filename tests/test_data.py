@@ -298,10 +298,17 @@ def test_absorbing_and_unknown_futures(episodes):
     assert (t['pose'][0, 2] == t['pose'][0, 3]).all() and t['action'][0].tolist()[2:] == [-1, -1]
 
 
-def test_offsets_rise_from_zero_and_reach_the_far_token():
-    offsets = random_offsets(300, 12, 48, torch.Generator().manual_seed(0))
-    assert (offsets[:, 0] == 0).all() and (np.diff(offsets, axis=1) > 0).all() and offsets.max() <= 48 + 12
-    assert np.array_equal(offsets, random_offsets(300, 12, 48, torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize('H, longest', [(2, 1), (10, 9), (10, 24), (2, 24), (12, 48)])
+def test_offsets_rise_from_zero_and_stay_in_reach(H, longest):
+    offsets = random_offsets(500, H, longest, torch.Generator().manual_seed(0))
+    assert offsets.shape == (500, H) and (offsets[:, 0] == 0).all() and (np.diff(offsets, axis=1) > 0).all() and offsets.max() <= longest
+    assert np.array_equal(offsets, random_offsets(500, H, longest, torch.Generator().manual_seed(0)))
+
+
+def test_offsets_mix_single_steps_with_strides():
+    steps = np.diff(random_offsets(500, 10, 24, torch.Generator().manual_seed(0)))
+    assert 0.3 < (steps == 1).mean() < 0.9 and (steps > 8).any()
+    with pytest.raises(ValueError, match='do not fit'): random_offsets(5, 10, 8, torch.Generator())
 
 
 def test_bad_requests():
