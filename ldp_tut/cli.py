@@ -22,7 +22,7 @@ def _add_train(p):
     "Arguments of `train`: the fields of `Recipe`, each with its unit."
     from ldp_tut.planner import Recipe
     units = dict(policy='wander, fiddle or random', view='full (symbols) or rgb (pixels)', channels='latent numbers per cell', latent_noise='standard deviation of the noise latents must survive',
-                 scene_width='channels of the network that reads the scene', episodes='episodes to collect', world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
+                 scene_width='channels of the network that reads the scene', episodes='episodes to collect', walk="steps after which one is cut off; 0: the environment's own limit", world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
                  steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
                  shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
     p.add_argument('--env', dest='env_id', default=Recipe.env_id, help='a registered MiniGrid id')
@@ -34,9 +34,13 @@ def _add_train(p):
     p.add_argument('--window', action=argparse.BooleanOptionalAction, default=Recipe.window, help='read only the part of a frame where something is')
     p.add_argument('--out', default='runs/fourrooms', help='folder for data, resumable runs and agent.safetensors')
 
+def _add_checkpoint(p):
+    p.add_argument('--checkpoint', default='fourrooms', help='a name, a .safetensors file, or its address')
+    p.add_argument('--sha256', default=None, help='of the file, where the checkpoint is an address')
+
 def _add_plan(p, episodes):
     "Arguments of `plan` and `eval`: the checkpoint, the rooms, and planning options that override the checkpoint's."
-    p.add_argument('--checkpoint', default='fourrooms', help='a shipped name or a .safetensors file')
+    _add_checkpoint(p)
     p.add_argument('--env', default=None, help="a registered MiniGrid id; default the checkpoint's own")
     p.add_argument('--episodes', type=int, default=episodes, help='episodes, each in its own held-out layout')
     units = dict(scale='guidance scale; 0 plans without looking for reward', candidates='far tokens tried', votes='ways to it, settled side by side', slack='nats by which an earlier arrival may be less likely',
@@ -63,7 +67,11 @@ def _parser():
         if name == 'train': _add_train(p)
         if name in ('plan', 'eval'): _add_plan(p, 16 if name == 'plan' else 256)
         if name == 'plan': p.add_argument('--gif', default='plan.gif', help='where the film goes; empty for none')
-        if name == 'bench': p.add_argument('--checkpoint', default='fourrooms', help='a shipped name or a .safetensors file')
+        if name == 'bench': _add_checkpoint(p)
+        if name == 'eval':
+            what = p.add_mutually_exclusive_group()
+            what.add_argument('--check', action='store_true', help="play the rooms of the checkpoint's card again; exit status 1 if its claim does not hold")
+            what.add_argument('--record', action='store_true', help="write the result into the card of the checkpoint, which must be a file")
         if name == 'collect':
             p.add_argument('--env', default='MiniGrid-FourRooms-v0', help='a registered MiniGrid id')
             p.add_argument('--policy', default='wander', help='wander (to random cells), fiddle (the same, trying keys and doors) or random (uniform actions)')
@@ -125,7 +133,7 @@ def run_train(a) -> dict:
 # %% ../nbs/18_command_line.ipynb #7e7a3bd4
 def _load(a):
     from ldp_tut.planner import PlanConfig, load_pretrained
-    agent = load_pretrained(a.checkpoint, a.device, **{f.name: getattr(a, f.name) for f in fields(PlanConfig) if hasattr(a, f.name)})
+    agent = load_pretrained(a.checkpoint, a.device, a.sha256, progress=not a.json, **{f.name: getattr(a, f.name) for f in fields(PlanConfig) if hasattr(a, f.name)})
     if a.command in ('plan', 'eval') and a.env is not None:
         from ldp_tut.envs import make_env
         make_env(a.env)
@@ -154,8 +162,17 @@ def run_plan(a) -> dict:
     return report
 
 def run_eval(a) -> dict:
-    "Evaluate many rooms."
-    return _measure(a)[1]
+    "Evaluate many rooms; compare with what the card claims, or write the result into it, if asked to."
+    from ldp_tut.planner import headline, reevaluate, save_agent
+    if a.check:
+        agent = _load(a)
+        report = reevaluate(agent, min(a.episodes, agent.card.get('metrics', {}).get('episodes', a.episodes)), progress=not a.json)
+        if not report['holds']: raise ValueError(f'the claim of the card does not hold in its first {report["episodes"]} rooms: {report["claimed"]}, measured {report["measured"]}')
+        return report | dict(checkpoint=a.checkpoint, device=str(agent.planner.device))
+    if a.record and not Path(a.checkpoint).is_file(): raise ValueError(f'--record writes into a checkpoint file, and {a.checkpoint!r} is not one')
+    agent, report = _measure(a)
+    if a.record: save_agent(a.checkpoint, agent, agent.card | dict(metrics=headline(report)))
+    return report
 
 # %% ../nbs/18_command_line.ipynb #8ced135f
 def _seconds(f, at_least=1.):
@@ -214,7 +231,7 @@ KEYS = ('env', 'episodes', 'seed', 'success', 'steps_over_optimum', 'predicted_r
 
 def _tell(command, r):
     "A report for people."
-    if command not in ('plan', 'eval'):
+    if command not in ('plan', 'eval') or 'claimed' in r:
         return '\n'.join(f'{k.replace("_", " "):28} {v:,}' if isinstance(v, int) and k not in ('seed',) else f'{k.replace("_", " "):28} {v}' for k, v in r.items())
     n, half = r['episodes'], 1.96 * math.sqrt(max(r['success'] * (1 - r['success']), .25 / r['episodes']) / r['episodes'])
     lines = [f"{r['env']}: {n} held-out rooms from seed {r['seed']}, checkpoint {r['checkpoint']}, on {r['device']}",
@@ -243,7 +260,7 @@ def main(
         return 130
     if a.json:
         report = {k: v for k, v in report.items() if k not in ('rows', 'walks')}
-        if a.command in ('plan', 'eval'): report = {k: report[k] for k in KEYS} | report
+        if a.command in ('plan', 'eval') and 'claimed' not in report: report = {k: report[k] for k in KEYS} | report
         print(json.dumps({k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in report.items()}))
     else: print(_tell(a.command, report))
     return 0

@@ -103,14 +103,15 @@ def collect(
     episodes: int = 1000,     # how many, each in its own layout
     seed: int = 0,            # layouts use seeds seed .. seed+episodes-1 of `env.reset`; the walk its own generator
     progress: bool = True,    # show a tqdm bar
+    steps: int = 0,           # cut every episode off after so many; 0: the environment's own limit
 ) -> Episodes:
     "Play `episodes` rooms at once in the twin. The wanderer opens closed doors but carries no keys: what lies behind a locked door stays unseen. Raises `ValueError` for an unknown policy or id."
     if policy not in POLICIES: raise ValueError(f'unknown policy {policy!r}: choose one of {sorted(POLICIES)}')
-    if episodes < 1: raise ValueError(f'episodes must be at least 1, got {episodes}')
+    if episodes < 1 or steps < 0: raise ValueError(f'episodes must be at least 1 and steps at least 0, got {episodes} and {steps}')
     room = layouts(env_id, range(seed, seed + episodes), progress)
     grid = room.cells.numpy().copy()
     act = POLICIES[policy](room, torch.Generator().manual_seed(seed))
-    T = room.max_steps
+    T = min(room.max_steps, steps or room.max_steps)
     pose, action = np.zeros((episodes, T + 1, 3), np.int16), np.full((episodes, T), -1, np.int8)
     change = np.full((episodes, T, 5), -1, np.int16)
     success = torch.zeros(episodes, dtype=torch.bool)

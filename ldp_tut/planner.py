@@ -8,10 +8,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 __all__ = ['SHARP', 'ORDERS', 'PlannerConfig', 'evidence', 'one_step', 'one_step_back', 'messages', 'FineLayer', 'Scene',
            'PlannerModel', 'plan_levels', 'planner_batches', 'planner_loss', 'Recipe', 'train_planner', 'PlanConfig',
            'settling_board', 'between_times', 'Plan', 'Frame', 'FarFuturePlanner', 'PlannerAgent', 'open_env',
-           'read_image', 'save_agent', 'load_pretrained', 'lawful', 'judge_plan', 'draw_belief', 'Rooms', 'evaluate',
-           'film_episode']
+           'read_image', 'save_agent', 'list_pretrained', 'load_pretrained', 'lawful', 'judge_plan', 'draw_belief',
+           'Rooms', 'evaluate', 'headline', 'reevaluate', 'film_episode']
 
 # %% ../nbs/12_planner.ipynb #9ad8ec10
+import json
 import math
 import time
 from collections import Counter
@@ -35,7 +36,7 @@ from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_nois
 from .envs import AGENT, FAR, GOAL, GridTwin, distance_to, goal_cell, make_env, read_grid, shortest_plan, split_agent
 from .forcing import Prediction, fourier
 from .guidance import HeadGuide, Limited
-from .train import CheckpointError, TrainConfig, fit, load_checkpoint, pick_device, save_checkpoint
+from .train import CheckpointError, TrainConfig, download, fit, load_checkpoint, pick_device, save_checkpoint
 from .viz import draw_room, side_by_side
 from .world import NEIGHBOURS, SceneEncoder, WorldConfig, WorldModel, make_world, world_batches, world_loss
 
@@ -323,6 +324,7 @@ class Recipe:
     env_id: str = 'MiniGrid-FourRooms-v0'
     policy: str = 'wander'       # never seeks the goal
     episodes: int = 8000         # layouts 0 .. episodes-1
+    walk: int = 0                # steps after which a walk is cut off; 0: the environment's own limit. Where keys are taken once in hundreds of steps, many short walks teach more than few long ones
     world_steps: int = 1000
     world_lr: float = 3e-3
     steps: int = 1500
@@ -370,7 +372,7 @@ def train_planner(
     run = fit(model, planner_loss, planner_batches(windows, r.batch, r.tokens, r.longest),
               TrainConfig(steps=r.steps, lr=r.lr, warmup=50, ema=0.998, seed=r.seed, precision=r.precision), out / 'planner.safetensors', device=device, progress=progress)
     agent = PlannerAgent(model.eval(), plan or PlanConfig())
-    agent.card = dict(recipe=asdict(r), data=dict(episodes=len(windows), steps=int(windows.length.sum()), policy=r.policy, success=float(windows.success.mean())),
+    agent.card = dict(licence='Apache-2.0', recipe=asdict(r), data=dict(episodes=len(windows), steps=int(windows.length.sum()), policy=r.policy, success=float(windows.success.mean())),
                       seconds=dict(world=round(world_run.seconds), planner=round(run.seconds)), **(card or {}))
     save_agent(out / 'agent.safetensors', agent, agent.card)
     return agent, dict(world=world_run.history, planner=run.history)
@@ -379,9 +381,9 @@ def train_planner(
 def _collected(r, folder, progress):
     "The recipe's data: what is in the folder, or played now."
     store = TrajectoryStore(folder)
-    if not store.shards(): store.append(collect(r.env_id, r.policy, r.episodes, r.seed, progress), dict(env_id=r.env_id, policy=r.policy, seed=r.seed))
+    if not store.shards(): store.append(collect(r.env_id, r.policy, r.episodes, r.seed, progress, r.walk), dict(env_id=r.env_id, policy=r.policy, seed=r.seed, walk=r.walk))
     have = store.cards()[0]
-    if (have['env_id'], have['policy'], have['seed']) != (r.env_id, r.policy, r.seed) or sum(c['episodes'] for c in store.cards()) != r.episodes:
+    if (have['env_id'], have['policy'], have['seed'], have.get('walk', 0)) != (r.env_id, r.policy, r.seed, r.walk) or sum(c['episodes'] for c in store.cards()) != r.episodes:
         raise ValueError(f'{folder} holds other data than the recipe asks for: {have["env_id"]}, {have["policy"]}, seed {have["seed"]}; choose another folder')
     return store.load()
 
@@ -768,23 +770,39 @@ def save_agent(
     card = {**card, 'kind': 'far-future planner', 'env_id': agent.env_id, 'model': asdict(agent.planner.model.config), 'plan': asdict(agent.config)}
     return save_checkpoint(path, tensors, card)
 
+# %% ../nbs/12_planner.ipynb #4f974595
+def _shelf(): return resources.files('ldp_tut') / 'checkpoints'
+
+def list_pretrained() -> dict:
+    "What `load_pretrained` knows by name: for each, where it is downloaded from if it did not come with the package, its SHA-256 and its size."
+    return json.loads((_shelf() / 'registry.json').read_text())
+
+def _find(name, sha256, progress):
+    "The file behind a name, a path or an address."
+    if str(name).startswith(('http://', 'https://')):
+        if not sha256: raise ValueError(f'to load {name}, say what it must be: sha256=... (64 hexadecimal digits; whoever offers the file should give them)')
+        return download(str(name), sha256, progress=progress)
+    if str(name).endswith('.safetensors'): return name
+    if (shipped := _shelf() / f'{name}.safetensors').is_file(): return shipped
+    known = list_pretrained()
+    if name not in known: raise CheckpointError(f'no checkpoint is called {name!r}: choose one of {sorted(known)}, or give the path or address of a .safetensors file')
+    return download(known[name]['url'], known[name]['sha256'], progress=progress)
+
 # %% ../nbs/12_planner.ipynb #00be389c
 def load_pretrained(
-    name: str = 'fourrooms',   # a checkpoint shipped in the package, or a path to a .safetensors file
+    name: str = 'fourrooms',   # one of `list_pretrained()`, the path of a .safetensors file, or its address
     device: str = 'auto',
+    sha256: str = None,        # of the file, where `name` is an address
+    progress: bool = True,     # of a download
     **overrides,               # fields of `PlanConfig` to change, e.g. scale=0
 ) -> PlannerAgent:
-    "An agent ready to act. Raises `CheckpointError` for a file that is missing, damaged or of another kind."
-    shipped = resources.files('ldp_tut') / 'checkpoints'
-    if not str(name).endswith('.safetensors'):
-        names = sorted(p.name[:-len('.safetensors')] for p in shipped.iterdir() if p.name.endswith('.safetensors')) if shipped.is_dir() else []
-        if name not in names: raise CheckpointError(f'no shipped checkpoint {name!r}: choose one of {names}, or give the path of a .safetensors file')
-        name = shipped / f'{name}.safetensors'
-    tensors, card = load_checkpoint(name)
-    if card.get('kind') != 'far-future planner': raise CheckpointError(f'{name} is a {card.get("kind")!r}, not a far-future planner')
+    "An agent ready to act. What is not in the package is downloaded once and kept. Raises `CheckpointError` for a file that is missing, damaged or of another kind, `DownloadError` for one that cannot be had."
+    path = _find(name, sha256, progress)
+    tensors, card = load_checkpoint(path)
+    if card.get('kind') != 'far-future planner': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not a far-future planner')
     model = PlannerModel(_config_from(card['model']))
     try: model.load_state_dict(tensors)
-    except RuntimeError as e: raise CheckpointError(f'{name} does not fit the model its card describes: {str(e).splitlines()[0]}') from e
+    except RuntimeError as e: raise CheckpointError(f'{path} does not fit the model its card describes: {str(e).splitlines()[0]}') from e
     model.world.freeze()
     try: config = PlanConfig(**{**card['plan'], **overrides})
     except TypeError as e: raise ValueError(f'unknown planning option: {e}') from e
@@ -922,6 +940,29 @@ def _summary(rows, tally):
                 predicted_reward=mean('predicted'), executed_reward=mean('success'), decoded_at_goal=mean('decoded'), mean_return=mean('reward'),
                 lawful_rate=tally['single_ok'] / max(1, tally['single']), reachable_rate=tally['reach_ok'] / max(1, tally['reach']),
                 plans=tally['plans'], ms_per_plan=1000 * tally['seconds'] / max(1, tally['plans']))
+
+# %% ../nbs/12_planner.ipynb #a93ad247
+def headline(report: dict) -> dict:
+    "What a card keeps of a report of `evaluate`: the averages, and each room's steps (0: not solved) and optimum."
+    keep = ('env', 'episodes', 'seed', 'success', 'steps_over_optimum', 'predicted_reward', 'executed_reward', 'lawful_rate')
+    return {k: round(v, 4) if isinstance(v := report[k], float) else v for k in keep} | dict(
+        steps=[r['steps'] * r['success'] for r in report['rows']], optimum=[r['optimum'] for r in report['rows']])
+
+def reevaluate(
+    agent: PlannerAgent,
+    episodes: int = None,   # the first so many rooms of the card's; default all
+    progress: bool = True,
+) -> dict:                  # claimed and measured (success, steps_over_optimum), rooms walked in exactly as many steps, and whether the claim holds
+    "Play the rooms again in which the card says this agent was measured. It holds where success and length are what was claimed, but for rounding errors of other machines: three standard errors, or one room in twenty, and five per cent of length. Raises `ValueError` for a card without metrics or with fewer rooms."
+    if not (m := agent.card.get('metrics')): raise ValueError('the card of this checkpoint claims nothing; measure it with `ldp-tut eval --record`')
+    n = m['episodes'] if episodes is None else episodes
+    if not 1 <= n <= m['episodes']: raise ValueError(f'the card knows {m["episodes"]} rooms, got episodes={n}')
+    mean = lambda steps: (float(np.mean([s > 0 for s in steps])), float(np.mean([s / o for s, o in zip(steps, m['optimum']) if s and o])) if any(steps) else float('nan'))
+    again = headline(evaluate(agent, n, m['seed'], m['env'], progress=progress))['steps']
+    (p, length), (q, now) = mean(m['steps'][:n]), mean(again)
+    holds = q >= p - max(3 * math.sqrt(p * (1 - p) / n), 0.05) and (now <= 1.05 * length or not any(m['steps'][:n]))
+    return dict(env=m['env'], episodes=n, seed=m['seed'], claimed=dict(success=p, steps_over_optimum=length), measured=dict(success=q, steps_over_optimum=now),
+                same_steps=sum(a == b for a, b in zip(again, m['steps'])), holds=bool(holds))
 
 # %% ../nbs/12_planner.ipynb #3aebb92f
 def film_episode(

@@ -6,20 +6,28 @@ Docs: https://ldp-tut.github.io/ldp_tut/training.html.md"""
 
 # %% auto #0
 __all__ = ['EMA', 'TrainConfig', 'learning_rate', 'pick_device', 'CheckpointError', 'save_checkpoint', 'load_checkpoint',
-           'NonFiniteLoss', 'CSVTracker', 'Run', 'fit']
+           'DownloadError', 'cache_folder', 'file_sha256', 'download', 'NonFiniteLoss', 'CSVTracker', 'Run', 'fit']
 
 # %% ../nbs/06_training.ipynb #2bc2a773
+import hashlib
+import http.client
 import json
 import math
 import os
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -122,6 +130,85 @@ def load_checkpoint(
         return load_file(path), json.loads(card)
     except (SafetensorError, json.JSONDecodeError, OSError) as e:
         raise CheckpointError(f'{path} is damaged or cut off ({e}); delete it and train or download it again') from e
+
+# %% ../nbs/06_training.ipynb #453af3f3
+class DownloadError(CheckpointError):
+    "A file that could not be had, with the reason and what to do about it."
+
+def cache_folder() -> Path:
+    "Where downloads are kept: `LDP_TUT_CACHE`, or the place for such things on this system."
+    return Path(os.environ.get('LDP_TUT_CACHE') or user_cache_path('ldp_tut', appauthor=False))
+
+def file_sha256(path) -> str:
+    "The SHA-256 of a file, as 64 hexadecimal digits."
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+
+# %% ../nbs/06_training.ipynb #3c0620b5
+def _continue(url, part, progress, timeout):
+    "Append to `part` what the server still has of it; returns whether that was all."
+    have = part.stat().st_size if part.exists() else 0
+    ask = urllib.request.Request(url, headers={'User-Agent': 'ldp_tut'} | ({'Range': f'bytes={have}-'} if have else {}))
+    with urllib.request.urlopen(ask, timeout=timeout) as answer:
+        going_on = answer.status == 206 and answer.headers.get('Content-Range', '').startswith(f'bytes {have}-')
+        begin, rest = have if going_on else 0, answer.headers.get('Content-Length')
+        whole = begin + int(rest) if rest else None
+        with open(part, 'ab' if going_on else 'wb') as f, tqdm(desc=part.stem, initial=begin, total=whole, unit='B', unit_scale=True, leave=False, disable=None if progress else True) as bar:
+            while chunk := answer.read(1 << 18): f.write(chunk); bar.update(len(chunk))
+    return whole is None or part.stat().st_size >= whole
+
+# %% ../nbs/06_training.ipynb #ce97082d
+@contextmanager
+def _said_plainly(url, target):
+    "Turn what a system says of a failed download into what a person needs to know."
+    host, by_hand = urlsplit(url).netloc, f'or fetch {url} by other means and save it as {target}'
+    try: yield
+    except Timeout as e: raise DownloadError(f'another process has been downloading {target.name} for very long; if none is, delete {e.lock_file}') from e
+    except urllib.error.HTTPError as e: raise DownloadError(f'{host} answers {e.code} {e.reason} to {url}: check the address {by_hand}') from e
+    except (http.client.HTTPException, TimeoutError, ConnectionError) as e: raise DownloadError(f'{host} broke off ({e or type(e).__name__}); call again to go on where it stopped, {by_hand}') from e
+    except urllib.error.URLError as e: raise DownloadError(f'cannot reach {host} ({e.reason}): are you offline? Call again when you are not, {by_hand}') from e
+    except OSError as e: raise DownloadError(f'cannot write to {target.parent} ({e.strerror or e}): make room or make it writable, or set LDP_TUT_CACHE to another folder') from e
+
+# %% ../nbs/06_training.ipynb #6b8864e2
+def download(
+    url: str,               # http(s)
+    sha256: str,            # 64 hexadecimal digits: what the file must be
+    folder=None,            # default `cache_folder()`
+    progress: bool = True,
+    tries: int = 3,         # requests before giving up; each goes on where the one before stopped
+    timeout: float = 30.,   # seconds without a byte
+) -> Path:                  # the file, checked
+    "A file by its address: kept, checked, resumable, shared between processes. Raises `DownloadError` (and `ValueError` for what is no address or no SHA-256) and never leaves a file that is not what it should be."
+    if urlsplit(url).scheme not in ('http', 'https'): raise ValueError(f'an address begins with http:// or https://, got {url!r}')
+    if len(sha256) != 64 or set(sha256.lower()) - set('0123456789abcdef'): raise ValueError(f'sha256 must be 64 hexadecimal digits, got {sha256!r}')
+    name = Path(urlsplit(url).path)
+    target = Path(folder or cache_folder()) / f'{name.stem}-{sha256[:8].lower()}{name.suffix}'
+    part = target.with_name(target.name + '.part')
+    with _said_plainly(url, target):
+        if target.exists() and file_sha256(target) == sha256.lower(): return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f'{target}.lock', timeout=600):
+            if target.exists() and file_sha256(target) == sha256.lower(): return target  # somebody was faster
+            _fetch(url, part, sha256.lower(), progress, tries, timeout)
+            os.replace(part, target)
+    return target
+
+# %% ../nbs/06_training.ipynb #3ec9e10b
+def _fetch(url, part, sha256, progress, tries, timeout):
+    "Try until `part` is whole and right."
+    for attempt in range(tries):
+        resumed = part.exists()
+        try: whole = _continue(url, part, progress, timeout)
+        except urllib.error.HTTPError as e:
+            if e.code != 416: raise  # 416: nothing is missing, so what we have is wrong or complete
+            whole = True
+        except (http.client.HTTPException, TimeoutError, ConnectionError):
+            if attempt + 1 == tries: raise
+            continue
+        if whole and (got := file_sha256(part)) == sha256: return
+        if whole:
+            part.unlink()  # of two halves of different files, or simply not it
+            if not resumed: raise DownloadError(f'{url} is not the file it should be: SHA-256 {got[:16]}…, expected {sha256[:16]}…; nothing was kept')
+    raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; call again to go on where it stopped')
 
 # %% ../nbs/06_training.ipynb #b4fa69f0
 def _save_run(path, model, ema, optimiser, config, step, seconds):

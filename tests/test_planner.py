@@ -374,7 +374,7 @@ def test_checkpoints_round_trip_and_misfits_are_refused(model, tmp_path):
     for (n, a), b in zip(model.state_dict().items(), again.planner.model.state_dict().values()): torch.testing.assert_close(a.float(), b.float(), atol=2e-2, rtol=1e-2)
     assert load_pretrained(str(path), 'cpu', scale=0.).config.scale == 0
     with pytest.raises(ValueError, match='unknown planning option'): load_pretrained(str(path), 'cpu', speed=3)
-    with pytest.raises(CheckpointError, match='no shipped checkpoint'): load_pretrained('nothing')
+    with pytest.raises(CheckpointError, match="no checkpoint is called 'nothing'"): load_pretrained('nothing')
     save_checkpoint(tmp_path / 'b.safetensors', dict(w=torch.zeros(2)), dict(kind='demo'))
     with pytest.raises(CheckpointError, match='not a far-future planner'): load_pretrained(str(tmp_path / 'b.safetensors'))
 
