@@ -355,7 +355,7 @@ def train_planner(
     out,                       # folder for data, resumable runs and the finished checkpoint
     device: str = 'auto',
     progress: bool = True,
-    plan: 'PlanConfig' = None,
+    plan=None,                 # a `PlanConfig`; default its defaults
     card: dict = None,         # added to the checkpoint's card
 ) -> tuple:                    # agent, dict of histories
     "Collect, learn the latent world, freeze it, learn to denoise in it. Killed and called again with the same folder, it goes on where it stopped."

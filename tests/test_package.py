@@ -1,0 +1,93 @@
+"What people install: built, put somewhere else, and used from there: the command, and every notebook with a real kernel."
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NBS = sorted(p for p in (ROOT / 'nbs').glob('*.ipynb') if p.name != 'index.ipynb')
+
+
+def _run(*command, **kwargs):
+    run = subprocess.run(command, capture_output=True, text=True, **kwargs)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return run.stdout
+
+
+@pytest.fixture(scope='module')
+def dist(tmp_path_factory):
+    "A source distribution and the wheel made from it."
+    folder = tmp_path_factory.mktemp('dist')
+    copy = folder / 'tree'
+    for name in filter(None, _run('git', 'ls-files', '-z', cwd=ROOT).split('\0')):
+        if (ROOT / name).is_file() and name.split('/')[0] not in ('nbs', 'tests', 'figs'):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    _run(sys.executable, '-m', 'build', str(copy), '--outdir', str(folder))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def elsewhere(dist, tmp_path_factory):
+    "A folder with the installed wheel, and an environment that finds it before anything else."
+    target = tmp_path_factory.mktemp('installed')
+    _run(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', str(target), str(next(dist.glob('*.whl'))))
+    return target, os.environ | dict(PYTHONPATH=str(target), LDP_BUDGET='smoke', MPLBACKEND='agg')
+
+
+def test_the_wheel_holds_what_is_needed_and_no_more(dist):
+    wheel = next(dist.glob('*.whl'))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert wheel.stat().st_size <= 15e6
+    for need in ('ldp_tut/py.typed', 'ldp_tut/checkpoints/registry.json', 'ldp_tut/checkpoints/fourrooms.safetensors', 'ldp_tut/assets/planner_tasks.csv', 'ldp_tut/planner.py'): assert need in names
+    assert not [n for n in names if n.endswith(('.ipynb', '.pt', '.pkl', '.pth')) or n.startswith(('tests/', 'nbs/'))]
+    meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('METADATA'))).decode()
+    assert 'Typing :: Typed' in meta and 'Project-URL: Changelog' in meta and 'Provides-Extra: maze' in meta and 'Provides-Extra: docs' in meta
+    assert 'Description-Content-Type: text/markdown' in meta and '# ldp_tut' in meta
+    assert not re.search(r'\]\((?!https?:|#)', meta.split('# ldp_tut')[1].replace('](figs/plan.gif)', '')), 'a package index cannot follow relative links'
+
+
+def test_the_source_distribution_can_be_read_alone(dist):
+    names = [n.split('/', 1)[-1] for n in tarfile.open(next(dist.glob('*.tar.gz'))).getnames()]
+    for need in ('README.md', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff', 'pyproject.toml', 'ldp_tut/checkpoints/registry.json'): assert need in names
+
+
+def test_the_changelog_knows_this_version():
+    import ldp_tut
+    assert f'## {ldp_tut.__version__}' in (ROOT / 'CHANGELOG.md').read_text()
+
+
+def test_the_installed_command_plans(elsewhere, tmp_path):
+    target, env = elsewhere
+    out = _run(sys.executable, '-c', 'import sys, ldp_tut; print(ldp_tut.__file__); from ldp_tut.cli import main; sys.exit(main())', 'plan', '--episodes', '1', cwd=tmp_path, env=env)
+    assert str(target) in out and 'success' in out and (tmp_path / 'plan.gif').stat().st_size > 1000
+
+
+def test_importing_the_package_loads_nothing_heavy(elsewhere, tmp_path):
+    "Not torch, not matplotlib, not gymnasium: the command's help must come at once."
+    code = "import sys, ldp_tut, ldp_tut.cli; print([m for m in ('torch', 'matplotlib', 'gymnasium', 'accelerate', 'PIL') if m in sys.modules])"
+    assert _run(sys.executable, '-c', code, cwd=tmp_path, env=elsewhere[1]).strip() == '[]'
+
+
+@pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
+def test_a_notebook_runs_in_jupyter_from_the_installed_package(path, elsewhere, tmp_path):
+    "Top to bottom, by a real kernel, in a folder that knows nothing of the checkout. Progress bars stay on one line."
+    import nbformat
+    from nbclient import NotebookClient
+    target, env = elsewhere
+    nb = nbformat.read(path, 4)
+    nb.cells = [c for c in nb.cells if c.cell_type != 'code' or not re.search(r'^#\| *(eval: *false|slow|cuda)', c.source, flags=re.M)]
+    nb.cells.insert(0, nbformat.v4.new_code_cell('import ldp_tut; print(ldp_tut.__file__)'))
+    NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path)))).execute(env=env)
+    assert str(target) in nb.cells[0].outputs[0].text
+    for c in nb.cells:
+        for o in c.get('outputs', []):
+            if o.output_type == 'stream':
+                for line in o.text.split('\n'): assert not re.search(r'\d+%\|.*\|.*\n', line)
+                assert len(re.findall(r'\d+%\|', re.sub(r'[^\n]*\r', '', o.text))) <= 1, o.text[-500:]
