@@ -89,16 +89,17 @@ def messages(
     times: torch.Tensor,  # [B, H], rising, in steps
     steps: torch.Tensor,  # [B, 2, G, G + 4, W, H]: what the first step can do, and what every later one can
     last: int,            # steps in the chain, at least
+    floor: float = 1e-30, # under every message and every likelihood
 ) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place
-    "Sum-product over the steps between now and the last token (@eq-messages). A floor under every message keeps the impossible merely very unlikely."
-    (B, H), small = times.shape, 1e-15
+    "Sum-product over the steps between now and the last token (@eq-messages). The floor keeps the impossible merely very unlikely; it has to lie far below the likelihood of the longest way that is possible, or it looks like one."
+    B, H = times.shape
     T = int(times.max()) if times.device.type == 'cpu' else last  # on an accelerator, asking would mean waiting
     t, i = times.long().clamp(max=T), torch.arange(B, device=times.device)[:, None]
-    seen = (fits - fits.amax((2, 3, 4), keepdim=True)).exp().clamp(min=1e-8)
+    seen = (fits - fits.amax((2, 3, 4), keepdim=True)).exp().clamp(min=floor)
     token = torch.full((B, T + 1), H, device=t.device).scatter(1, t, torch.arange(H, device=t.device).expand(B, H))  # which token stands at each step, if any
     e = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)[i, token].unbind(1)
     over = (torch.arange(T + 1, device=t.device) > t[:, -1:])[..., None, None, None].unbind(1)  # nothing is known of what comes after a plan
-    even = lambda m: (m / m.sum((1, 2, 3), keepdim=True)).clamp(min=small)
+    even = lambda m: (m / m.sum((1, 2, 3), keepdim=True)).clamp(min=floor)
     f, b = [torch.ones_like(e[0])], [torch.ones_like(e[0])]
     for s in range(T): f.append(even(one_step(f[-1] * e[s], steps[:, min(s, 1)])))
     for s in range(T, 0, -1): b.append(torch.where(over[s], b[0], even(one_step_back(b[-1] * e[s], steps[:, min(s - 1, 1)]))))
@@ -196,15 +197,15 @@ def _hint(self: PlannerModel, fits, k):
 
 @patch
 def told(self: PlannerModel, place, fits, k, clocks, times, scene):
-    "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), and the probability of each mode [B, H, modes]."
+    "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), the same for every mode [B, H, modes, kinds, W, H], and the probability of each mode [B, H, modes]."
     Q, each = len(self.world.modes), lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
     with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
         own, hint = self.by_kind(place), self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
         weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
         grad = torch.is_grad_enabled() and not self.training and place.shape[1] > 2  # of two tokens, the clean one needs no gradient; and steps are learned elsewhere
-        with torch.set_grad_enabled(grad): before, after = messages((own[:, :, None] + hint[..., None, None, None]).flatten(2, 3), times, each(scene.steps), self.config.longest)
+        with torch.set_grad_enabled(grad): before, after = messages((own[:, :, None] + hint[..., None, None, None]).flatten(2, 3), times, each(scene.steps), self.config.longest, 1e-15 if self.training else 1e-30)
         joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (Q, -1)) + hint[..., None, None, None]
-    return joint.logsumexp(2)[:, :, self.world.kind], (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
+    return joint.logsumexp(2)[:, :, self.world.kind], joint, (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
 
 # %% ../nbs/12_planner.ipynb #febfac35
 @patch
@@ -223,8 +224,9 @@ def forward(self: PlannerModel,
     fits = seen_through + each(scene.static).float()
     scenery = fits[:, :, w.scenery]
     place = fits[:, :, w.mover] - scenery.logsumexp(2, keepdim=True)
+    joint = None
     if self.config.chain:
-        said, mode = self.told(place, seen_through, k, clocks, times, scene)
+        said, joint, mode = self.told(place, seen_through, k, clocks, times, scene)
         place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, each(scene.shows)[:, 0])
     likely = place.flatten(2).log_softmax(-1).view_as(place)
     bits = [5 * likely.exp(), ((likely + math.log(likely[0, 0].numel())) / 4).clamp(-2, 2), scenery.softmax(2)]
@@ -234,7 +236,7 @@ def forward(self: PlannerModel,
     if not self.config.chain: likely = (likely + more[:, :, -len(w.mover):]).flatten(2).log_softmax(-1).view_as(place)
     place, scenery = likely, (scenery + more[:, :, :len(w.scenery)]).log_softmax(2)
     h = self._read(place.exp(), scene, clocks)
-    return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, **{n: head(h) for n, head in self.heads.items()}))
+    return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, joint=joint, **{n: head(h) for n, head in self.heads.items()}))
 
 # %% ../nbs/12_planner.ipynb #82d781ca
 @patch
@@ -508,7 +510,7 @@ def far_tokens(self: FarFuturePlanner,
 def futures(self: FarFuturePlanner,
     z0: torch.Tensor,     # [b, D], now
     scene: Scene,         # of b scenes
-) -> torch.Tensor:        # [b, longest, M, W, H]
+) -> tuple:               # [b, longest, M, W, H], and by mode and kind [b, longest, modes, kinds, W, H] (None without a chain)
     "Log-probability of every place after 1 .. longest steps: what the denoiser says of far tokens of pure noise, in one evaluation."
     model, b, T = self.model, len(z0), self.model.config.longest
     times = torch.arange(T + 1, device=z0.device).float().expand(b, -1)  # in one row: tokens of pure noise tell one another nothing
@@ -516,7 +518,8 @@ def futures(self: FarFuturePlanner,
     k[:, 0] = 0
     x = z0.new_zeros(*times.shape, z0.shape[1])                          # pure noise at its mean
     x[:, 0] = z0
-    return model(x, k, times, scene).heads['place'][:, 1:]
+    heads = model(x, k, times, scene).heads
+    return heads['place'][:, 1:], None if heads['joint'] is None else heads['joint'][:, 1:]
 
 
 # %% ../nbs/12_planner.ipynb #e59aa271
@@ -535,7 +538,7 @@ def arrivals(self: FarFuturePlanner,
 ) -> torch.Tensor:         # [b, longest]
     "Log-probability of standing in these cells, in any direction, after 1 .. longest steps. Tokens the guide has led to less than half the best one's reward do not count: what is near is soon reached, and a little of it would drown what is worth reaching."
     there = (there & (worth >= 0.5 * worth.amax(1, keepdim=True))[..., None, None]).any(1)
-    return torch.einsum('btgwh,bwh->bt', future.exp(), there.to(future)).clamp(min=1e-20).log()
+    return torch.einsum('btgwh,bwh->bt', future.exp(), there.to(future)).clamp(min=1e-30).log()
 
 # %% ../nbs/12_planner.ipynb #45d996b2
 @patch
@@ -620,13 +623,19 @@ def arrive(self: FarFuturePlanner,
     scene: Scene,           # of b scenes
     shown: torch.Tensor,    # [b, C, V, W, H], the decoded far tokens
     there: torch.Tensor,    # bool [b, C, W, H], their cells
-    future: torch.Tensor,   # [b, longest, M, W, H] from `futures`
+    future: torch.Tensor,   # [b, longest, M, W, H] from `futures`,
+    joint: torch.Tensor,    # and [b, longest, modes, kinds, W, H]
     n: torch.Tensor,        # int64 [b], steps
 ) -> tuple:                 # far tokens [b, C, D]; what the reward head says of them, n steps from now [b, C]; how likely one is there by then, logs [b, C]
-    "The same places, entered the way one most likely would after n steps."
-    world, C = self.model.world, shown.shape[1]
-    chance, kind = future[torch.arange(len(n), device=n.device), n - 1].max(1)             # [b, W, H]: there, how likely, and which of the mover's contents?
-    far = world.embed(torch.where(there, world.mover[kind][:, None], world.scenery[shown[:, :, world.scenery].argmax(2)]))
+    "The same places, entered the way one most likely would after n steps, in a world as it most likely is by then: nobody stands behind a door that is locked."
+    world, C, i = self.model.world, shown.shape[1], torch.arange(len(n), device=n.device)
+    chance, kind = future[i, n - 1].max(1)                                                 # [b, W, H]: there, how likely, and which of the mover's contents?
+    scenery = shown[:, :, world.scenery]
+    if len(world.modes) > 1 and joint is not None:
+        by_mode = torch.gather(joint[i, n - 1], 2, world.kind[kind][:, None, None].expand(-1, len(world.modes), -1, -1, -1))[:, :, 0]  # [b, modes, W, H]
+        mode = torch.where(there[:, :, None], by_mode[:, None], 0).sum((3, 4)).argmax(2)                                             # [b, C]
+        scenery = scene.static[:, None, world.scenery] + scene.shows[i[:, None], mode]
+    far = world.embed(torch.where(there, world.mover[kind][:, None], world.scenery[scenery.argmax(2)]))
     times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
     x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
     reward = self.model(x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid().view(-1, C)
@@ -654,10 +663,10 @@ def plan(self: FarFuturePlanner,
     noise = rearrange(seeded_noise(seeds, F_ * C, z0.shape[1]).to(z0), 'b (m c) d -> m (b c) d', c=C)
     places, worth, early = self.somewhere(z0, scene, noise, known)      # where: far tokens with all the time in the world
     with torch.no_grad(): shown = self.model.world.decode(places, scene.seen)[0]
-    there, future = self.cells(shown), self.futures(z0, scene)
+    there, (future, joint) = self.cells(shown), self.futures(z0, scene)
     arrival = self.arrivals(future, there, worth)                       # when
     n = self.choose(arrival)
-    far, reward, chance = self.arrive(z0, scene, shown, there, future, n)  # facing which way
+    far, reward, chance = self.arrive(z0, scene, shown, there, future, joint, n)  # facing which way
     best = (reward.clamp(min=1e-6).log() + chance).argmax(1)
     i = torch.arange(B, device=z0.device)
     times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(far[i, best], V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])

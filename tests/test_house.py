@@ -93,21 +93,11 @@ def test_links_from_nbs_are_links():
 
 
 @pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
-def test_pages_are_well_formed(path):
-    "Links lead somewhere, pictures have alt text, labels are unique, citations exist, fences close, outputs are published and small."
+def test_pages_are_published(path):
+    "Outputs are there, and every numbered figure has a caption and a description. The rest is test_book's."
     book = json.loads(path.read_text())
-    prose = '\n\n'.join(''.join(c['source']) for c in book['cells'] if c['cell_type'] == 'markdown')
     source = '\n'.join(''.join(c['source']) for c in book['cells'] if c['cell_type'] == 'code')
-    for target in re.findall(r'\]\(([^)#\s]+)\)', prose):
-        if not target.startswith('http'): assert ((path.parent if path.name != 'index.ipynb' else ROOT) / target).exists(), target
-    labels = re.findall(r'\{#((?:eq|fig|tbl)-[\w-]+)\}', prose) + re.findall(r'#\| label: (\S+)', source)
-    assert len(labels) == len(set(labels)), labels
-    assert source.count('#| label: fig-') == source.count('#| fig-alt:') == source.count('#| fig-cap:')
-    bib = (ROOT / 'references.bib').read_text()
-    for ref in re.findall(r'@([a-zA-Z][\w-]*)', re.sub(r'```.*?```|`[^`]*`', '', prose, flags=re.S)):
-        assert ref in labels if ref.startswith(('eq-', 'fig-')) else f'{{{ref},' in bib, ref
-    assert prose.count('```') % 2 == 0 and prose.count(':::') % 2 == 0
-    assert path.stat().st_size < 2_000_000
+    assert source.count('#| label: fig-') == source.count('#| fig-cap:') <= source.count('#| fig-alt:')
     if path.name != 'index.ipynb': assert any(c.get('outputs') for c in book['cells'])
 
 

@@ -285,10 +285,21 @@ def test_the_far_token_is_turned_the_way_it_is_entered(model, obs):
     future = torch.full((6, 12, 4, 9, 9), -9.)
     future[torch.arange(6), 4, torch.tensor([0, 1, 2, 3, 0, 1]), 7, 7] = -1.
     shown = model.world.evidence(model.world.encode(away)[:, None])  # an untrained decoder names nothing: here, the nearest embedding does
-    far, reward, chance = planner.arrive(z0, scene, shown, planner.cells(shown), future, n)
+    far, reward, chance = planner.arrive(z0, scene, shown, planner.cells(shown), future, None, n)
     assert reward.shape == (6, 1) and (chance == -1).all()
     turned = model.world.find_agent(100 * model.world.evidence(far[:, 0]))[0]
     assert turned.tolist() == [[7, 7, d] for d in (0, 1, 2, 3, 0, 1)]
+
+
+def test_nobody_stands_behind_a_locked_door():
+    "The far token of a DoorKey plan shows the goal reached, the door open and the key gone, as it must be by then."
+    agent = load_pretrained('doorkey-5x5', 'cpu')
+    world, rooms = agent.planner.model.world, layouts('MiniGrid-DoorKey-5x5-v0', range(1_000_000, 1_000_016))
+    plan = agent.planner.plan(rooms.observe(), range(16))
+    far = plan.z[torch.arange(16), plan.at]
+    held = world.evidence(far).argmax(1)                                   # [16, W, H]
+    has = lambda *cell: (held == world.config.contents.index(cell)).flatten(1).any(1)
+    assert has(4, 4, 0).all() and not has(4, 4, 2).any() and not has(5, 4, 0).any() and not has(8, 1, 0).any()
 
 
 def test_levels_of_training_plans(windows):
