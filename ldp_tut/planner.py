@@ -616,6 +616,7 @@ def somewhere(self: FarFuturePlanner, z0, scene, noise, known=None):
         out[new], worth[new] = far.unflatten(0, (-1, C)), reward.view(-1, C).to(worth)
     return out, worth, frames if new.all() else []
 
+# %% ../nbs/12_planner.ipynb #28e6817a
 @patch
 @torch.no_grad()
 def arrive(self: FarFuturePlanner,
@@ -649,6 +650,7 @@ def believed(self: FarFuturePlanner, scene: Scene):
     steps = scene.steps * (scene.steps >= self.config.least)
     return scene._replace(steps=steps / steps.sum(3, keepdim=True).clamp(min=1e-9))
 
+# %% ../nbs/12_planner.ipynb #0e3fb8be
 @patch
 def plan(self: FarFuturePlanner,
     obs: torch.Tensor,     # uint8 [B, W, H, C], fully observed grids
