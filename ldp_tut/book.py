@@ -57,12 +57,13 @@ def boxed(
 # %% ../nbs/91_book.ipynb #e928d826
 def gather_cards(nb):
     "Move nbdev's cards to a last section of their own."
-    cards = [c for c in nb.cells if c.cell_type == 'code' and 'show_doc(' in c.source]
+    is_card = lambda c: c.cell_type == 'code' and 'show_doc(' in c.source
+    cards = [c for c in nb.cells if is_card(c)]
     if not cards: return
     kind = type(cards[0])
     says = 'What this chapter exports. Symbols such as $k$, $H$ and $\\bar\\alpha$ are explained under [notation](00_notation.ipynb).'
     title = kind(0, dict(cell_type='markdown', metadata={}, source=f'## Reference {{#reference}}\n\n{says}'))
-    nb.cells = [c for c in nb.cells if c not in cards] + [title] + cards
+    nb.cells = [c for c in nb.cells if not is_card(c)] + [title] + cards
 
 # %% ../nbs/91_book.ipynb #a2d1efee
 def symbols() -> dict:

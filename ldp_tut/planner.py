@@ -660,7 +660,9 @@ def plan(self: FarFuturePlanner,
 ) -> Plan:
     "Plan for a batch of observations: where to be, when, and how to get there."
     B, C, V, obs = len(obs), self.config.candidates, self.config.votes, obs.to(self.device)
-    with torch.no_grad(): z0, scene = self.model.world.encode(obs), self.believed(self.model.observe(obs))
+    with torch.no_grad():
+        scene = self.believed(self.model.observe(obs))
+        z0 = self.model.world.embed(scene.seen.argmax(1))  # what has been read once
     F_, each = self.config.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
     noise = rearrange(seeded_noise(seeds, F_ * C, z0.shape[1]).to(z0), 'b (m c) d -> m (b c) d', c=C)
     places, worth, early = self.somewhere(z0, scene, noise, known)      # where: far tokens with all the time in the world

@@ -208,7 +208,7 @@ def _fetch(url, part, sha256, progress, tries, timeout):
         if whole:
             part.unlink()  # of two halves of different files, or simply not it
             if not resumed: raise DownloadError(f'{url} is not the file it should be: SHA-256 {got[:16]}…, expected {sha256[:16]}…; nothing was kept')
-    raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; call again to go on where it stopped')
+    raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; call again to go on' + (' where it stopped' if part.exists() else ''))
 
 # %% ../nbs/06_training.ipynb #b4fa69f0
 def _save_run(path, model, ema, optimiser, config, step, seconds):

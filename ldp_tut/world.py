@@ -271,7 +271,12 @@ def look(self: WorldModel,
     obs: torch.Tensor,  # uint8 [B, W, H, C]
 ) -> torch.Tensor:      # float [B, V, W, H]
     "A scene as the heads want it: one channel per content."
-    return F.one_hot(self.read(obs), len(self.config.contents)).float().movedim(-1, -3)
+    return self.channelled(self.read(obs))
+
+@patch
+def channelled(self: WorldModel, held):
+    "The same of contents that have been read, int64 [..., W, H] -> float [..., V, W, H]."
+    return F.one_hot(held, len(self.config.contents)).float().movedim(-1, -3)
 
 @patch
 def described(self: WorldModel, seen):
@@ -441,14 +446,15 @@ def forward(self: WorldModel,
     held = self.read(batch['frames'])
     z = self.embed(held)
     noisy = z + self.config.latent_noise * torch.randn(z.shape, generator=generator, device=z.device)
-    seen, B = self.look(batch['scene']), len(z)
+    scene, B = self.read(batch['scene']), len(z)
+    seen = self.channelled(scene)
     cells, reward, end = self.decode(noisy[:, :2], seen)
     acts, action, bce = batch['action'] >= 0, batch['action'].clamp(min=0), F.binary_cross_entropy_with_logits
     ahead = F.cross_entropy(self.forward_dynamics(noisy[:, 0], action, seen), held[:, 1], reduction='none').sum((1, 2))
     inverse = self.inverse_dynamics(noisy[:, 0], noisy[:, 2], batch['gap'], seen)
-    first, later = self.steps(self.look(batch['frames'][:, 0]))[:, 0], self.steps(seen)[:, 1]
+    first, later = self.steps(self.channelled(held[:, 0]))[:, 0], self.steps(seen)[:, 1]
     known = acts | batch['terminated'][:, 0]  # where an episode has ended, nobody moves any more
-    if self.training: self.remember(held[:, :2], self.read(batch['scene']), known)
+    if self.training: self.remember(held[:, :2], scene, known)
     return dict(steps=((self.step_loss(first, held[:, :2]) + self.step_loss(later, held[:, :2])) * known).mean(),
                 cells=F.cross_entropy(cells.flatten(0, 1), held[:, :2].flatten(0, 1), reduction='sum') / (2 * B),
                 reward=bce(reward, batch['success'][:, :2].float()), end=bce(end, batch['terminated'][:, :2].float()),
