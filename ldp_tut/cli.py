@@ -30,7 +30,8 @@ def _add_train(p):
         value = getattr(Recipe, name)
         p.add_argument('--' + name.replace('_', '-'), type=type(value), default=value, help=unit)
     p.add_argument('--chain', action=argparse.BooleanOptionalAction, default=Recipe.chain, help='messages from step to step in the denoiser')
-    p.add_argument('--modes', action=argparse.BooleanOptionalAction, default=Recipe.modes, help='look for modes of the world: doors, keys')
+    p.add_argument('--modes', action=argparse.BooleanOptionalAction, default=Recipe.modes, help='look for modes of the world: a door, a key')
+    p.add_argument('--changes', action=argparse.BooleanOptionalAction, default=Recipe.changes, help='two modes, where doors are many: as the scene shows them, or changed')
     p.add_argument('--window', action=argparse.BooleanOptionalAction, default=Recipe.window, help='read only the part of a frame where something is')
     p.add_argument('--out', default='runs/fourrooms', help='folder for data, resumable runs and agent.safetensors')
 

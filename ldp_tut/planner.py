@@ -8,8 +8,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 __all__ = ['SHARP', 'ORDERS', 'PlannerConfig', 'evidence', 'one_step', 'one_step_back', 'messages', 'FineLayer', 'Scene',
            'PlannerModel', 'plan_levels', 'planner_batches', 'planner_loss', 'Recipe', 'train_planner', 'PlanConfig',
            'settling_board', 'between_times', 'Plan', 'Frame', 'FarFuturePlanner', 'PlannerAgent', 'open_env',
-           'read_image', 'save_agent', 'list_pretrained', 'load_pretrained', 'lawful', 'judge_plan', 'draw_belief',
-           'Rooms', 'evaluate', 'headline', 'reevaluate', 'film_episode']
+           'read_image', 'save_agent', 'list_pretrained', 'load_pretrained', 'lawful', 'lawful_step', 'judge_plan',
+           'draw_belief', 'Rooms', 'evaluate', 'headline', 'reevaluate', 'film_episode']
 
 # %% ../nbs/12_planner.ipynb #9ad8ec10
 import json
@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .board import context_board, full_board
 from .data import TrajectoryStore, Windows, collect, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_noise, shifted
-from .envs import AGENT, FAR, GOAL, GridTwin, distance_to, goal_cell, make_env, read_grid, shortest_plan, split_agent
+from .envs import AGENT, DOOR, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, make_env, read_grid, shortest_plan, split_agent
 from .forcing import Prediction, fourier
 from .guidance import HeadGuide, Limited
 from .train import CheckpointError, TrainConfig, download, fit, load_checkpoint, pick_device, save_checkpoint
@@ -138,7 +138,7 @@ class PlannerModel(nn.Module):
     def __init__(self, config: PlannerConfig):
         super().__init__()
         self.config, w, W, F_, S, M = config, config.world, config.width, config.fine, config.scene_width, config.mixers * config.fine_depth
-        V, M_, P, Q = len(w.contents), len(w.mover), config.place_dim, max(1, len(w.modes))
+        V, M_, P = len(w.contents), len(w.mover), config.place_dim
         self.world, self.schedule = WorldModel(w), shifted(cosine_schedule(config.levels), config.shift)
         self.scene, self.static = SceneEncoder(self.world.features.shape[1], S, config.scene_depth), nn.Conv2d(V, V, 1)
         self.to_fine, self.being, self.trusted = nn.Conv2d(S, F_, 1), nn.Conv2d(S, M_ * P, 1), nn.Linear(96, 2)
@@ -149,7 +149,7 @@ class PlannerModel(nn.Module):
         self.narrow, self.level, self.time, self.think = nn.Linear(P, W), mlp(32), mlp(64), nn.Sequential(nn.LayerNorm(W), mlp(W))
         self.norm, self.heads = nn.LayerNorm(W), nn.ModuleDict(dict(reward=nn.Linear(W, 1), termination=nn.Linear(W, 1), action=nn.Linear(W, w.actions)))
         self.register_buffer('alike', self.world.kind == torch.arange(self.world.kinds)[:, None], persistent=False)  # [G, movers]
-        if Q > 1: self.sure, self.shows = nn.Parameter(torch.tensor(8.)), nn.Conv2d(S, Q * (V - M_), 1)  # how much a frame tells of the mode, what a mode shows in a frame
+        if (Q := len(self.world.modes)) > 1: self.sure, self.shows = nn.Parameter(torch.tensor(8.)), nn.Conv2d(S, Q * (V - M_), 1)  # how much a frame tells of the mode, what a mode shows in a frame
         with torch.no_grad(): self.static.weight.copy_(4 / SHARP * torch.eye(V)[:, :, None, None])
         for layer in (self.leave, self.trusted): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)  # begin as the exact denoiser of some T
 
@@ -196,11 +196,23 @@ def _hint(self: PlannerModel, fits, k):
     return -F.softplus(self.sure) * a / (1 - a) * (count[:, :, None] - self.world.modes).pow(2).sum(-1)
 
 @patch
+def _altered(self: PlannerModel, fits, times, scene):
+    "The same where modes are told by change [B, H, 2]: the likelihoods of a token in which no cell is other than the scene shows, and of one in which some cell is. Now, none is."
+    w, held, each = self.world, scene.seen.argmax(1), lambda t: t.repeat_interleave(len(fits) // len(scene.seen), 0)[:, None]
+    same = scene.seen.index_copy(1, w.mover, w.ground(held).to(scene.seen)[:, None].expand(-1, len(w.mover), -1, -1))
+    other = each(1 - torch.where(torch.isin(held, w.mover)[:, None], 1., same))  # what a cell would hold if something had changed
+    prior = each(scene.static.index_fill(1, w.mover, -math.log(len(w.mover) * held[0].numel())))
+    none = lambda logits: torch.log1p(-(logits.softmax(2) * other).sum(2).clamp(max=1 - 1e-6)).sum((2, 3))
+    some = lambda none: (-torch.expm1(none)).clamp(min=1e-12).log()
+    after, before = none(fits + prior), none(prior)
+    return torch.where((times > 0)[..., None], torch.stack([after - before, some(after) - some(before)], -1), after.new_tensor([0., -100.]))
+
+@patch
 def told(self: PlannerModel, place, fits, k, clocks, times, scene):
     "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), the same for every mode [B, H, modes, kinds, W, H], and the probability of each mode [B, H, modes]."
     Q, each = len(self.world.modes), lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
     with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
-        own, hint = self.by_kind(place), self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
+        own, hint = self.by_kind(place), self._altered(fits, times, scene) if self.world.config.changes else self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
         weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
         grad = torch.is_grad_enabled() and not self.training and place.shape[1] > 2  # of two tokens, the clean one needs no gradient; and steps are learned elsewhere
         with torch.set_grad_enabled(grad): before, after = messages((own[:, :, None] + hint[..., None, None, None]).flatten(2, 3), times, each(scene.steps), self.config.longest, 1e-15 if self.training else 1e-30)
@@ -334,7 +346,8 @@ class Recipe:
     batch: int = 32              # plans
     tokens: int = 8              # in a plan
     chain: bool = True           # messages from step to step
-    modes: bool = False          # look for modes of the world: doors, keys
+    modes: bool = False          # look for modes of the world: a door, a key
+    changes: bool = False        # two modes instead, where doors are many: as the scene shows them, or not any more
     window: bool = False         # read only the part of a frame where something is
     view: str = 'full'           # 'full': symbols; 'rgb': pixels, eight by eight for each cell
     channels: int = 4            # latent numbers per cell
@@ -349,6 +362,7 @@ class Recipe:
         if self.view not in ('full', 'rgb'): raise ValueError(f"unknown view {self.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")
         for name in ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        if self.modes and self.changes: raise ValueError('choose one of modes and changes')
         if not 2 <= self.tokens <= self.longest + 1: raise ValueError(f'tokens must lie between 2 and longest + 1 = {self.longest + 1}, got {self.tokens}')
 
 # %% ../nbs/12_planner.ipynb #fa18868c
@@ -363,7 +377,7 @@ def train_planner(
     "Collect, learn the latent world, freeze it, learn to denoise in it. Killed and called again with the same folder, it goes on where it stopped."
     out, r = Path(out), recipe
     windows = Windows(_collected(r, out / 'data', progress), r.view)
-    world_model = make_world(windows, r.seed, modes=r.modes, window=r.window, channels=r.channels, latent_noise=r.latent_noise)
+    world_model = make_world(windows, r.seed, modes=r.modes, window=r.window, changes=r.changes, channels=r.channels, latent_noise=r.latent_noise)
     world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
                     TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress)
     with torch.random.fork_rng():
@@ -828,9 +842,31 @@ def lawful(
     later: torch.Tensor,    # int64 [N, 3]
     gap: torch.Tensor,      # int64 [N], steps between them
 ) -> torch.Tensor:          # bool [N]
-    "Whether the rules allow to be at `later` within `gap` steps of `pose`, by exact distances. Standing still is lawful: a step against a wall does that."
+    "Whether one can be at `later` within `gap` steps of `pose`, by exact distances. Standing still is lawful: a step against a wall does that."
     d = distance_to(cells, later)
     return d[torch.arange(len(pose)), pose[:, 2], pose[:, 0], pose[:, 1]] <= gap
+
+def lawful_step(
+    cells: torch.Tensor,    # uint8 [N, W, H, 3] without the agent
+    pose: torch.Tensor,     # int64 [N, 3]
+    then: torch.Tensor,     # uint8 [N, W, H, 3], a step later
+    later: torch.Tensor,    # int64 [N, 3]
+) -> torch.Tensor:          # bool [N]
+    """Whether one of MiniGrid's seven actions leads from the one state to the other, pose and every cell, by the exact rules.
+
+    What the agent carries is not in a frame: an empty hand and, where no key lies about, one for a door may explain the step. Cells it covers before or after are not compared, and ending without reward (lava) is not lawful."""
+    N, pad = len(cells), lambda c: F.pad(c.movedim(-1, 1), (1, 1, 1, 1), value=WALL).movedim(1, -1)  # a wrong decoder may see the agent on the edge
+    cells, then, edge = pad(cells), pad(then), torch.tensor([1, 1, 0])
+    hands = torch.zeros(N, 2, 2, dtype=torch.uint8)
+    door, key = cells[..., 0] == DOOR, (cells[..., 0] == KEY).flatten(1).any(1)
+    hands[:, 1] = torch.stack([torch.where(key, 0, KEY), torch.where(key, 0, (cells[..., 1] * door).flatten(1).amax(1))], 1).to(torch.uint8)
+    n = 7 * 2
+    many = lambda t: t.repeat_interleave(n, 0)
+    room = GridTwin(many(cells), many(pose + edge), carrying=hands.repeat(1, 7, 1).flatten(0, 1))
+    reward, ended, _ = room.step(torch.arange(7).repeat_interleave(2).repeat(N))
+    same, i = (room.cells == many(then)).all(-1), torch.arange(N * n)
+    for x, y, _ in (many(pose + edge).T, many(later + edge).T): same[i, x, y] = True
+    return (same.flatten(1).all(1) & (room.pose == many(later + edge)).all(1) & (~ended | (reward > 0))).view(N, n).any(1)
 
 # %% ../nbs/12_planner.ipynb #db7760b6
 @torch.no_grad()
@@ -840,21 +876,32 @@ def judge_plan(
     obs: torch.Tensor,      # uint8 [B, W, H, 3] the plan was made for
     cells: torch.Tensor,    # uint8 [B, W, H, 3] the same without the agent
 ) -> dict:
-    "Decode a plan and hold it against the rules: poses [B, H, 3], lawfulness of each transition up to the far token, and of single steps."
-    device = next(model.parameters()).device
-    pose, _ = model.world.find_agent(model.world.decode(plan.z.to(device), model.world.look(obs.to(device)))[0])
-    pose[..., :2] += model.world.origin(obs.to(device))[:, None]
-    pose = pose.cpu()
-    B, H = plan.times.shape
+    "Decode a plan, frame by frame, and hold it against the rules: poses [B, H, 3], lawfulness of each transition up to the far token, and which of them are single steps. A single step has to be one in every cell (`lawful_step`); a longer stride has to be walkable in time in the world its end shows."
+    device, (B, H) = next(model.parameters()).device, plan.times.shape
+    shown = model.world.decode(plan.z.to(device), model.world.look(obs.to(device)))[0]
+    pose, corner = model.world.find_agent(shown)[0], model.world.origin(obs.to(device))
+    pose[..., :2] += corner[:, None]
+    pose, frames = pose.cpu(), _decoded_cells(model.world, shown, corner, cells)
     gap = plan.times.diff(dim=1).long()
     counts = torch.arange(H - 1)[None] < plan.at[:, None]
-    b, h = counts.nonzero().T
-    ok = torch.zeros(B, H - 1, dtype=torch.bool)
-    ok[b, h] = lawful(cells[b], pose[b, h], pose[b, h + 1], gap[b, h])
+    single, ok = counts & (gap == 1), torch.zeros(B, H - 1, dtype=torch.bool)
+    b, h = single.nonzero().T
+    ok[b, h] = lawful_step(frames[b, h], pose[b, h], frames[b, h + 1], pose[b, h + 1])
+    b, h = (counts & ~single).nonzero().T
+    ok[b, h] = lawful(frames[b, h + 1], pose[b, h], pose[b, h + 1], gap[b, h])
     goal = (cells[..., 0] == GOAL).flatten(1).int().argmax(1)
     end = pose[torch.arange(B), plan.at]
-    return dict(pose=pose, ok=ok, counts=counts, single=counts & (gap == 1),
-                at_goal=(end[:, 0] * cells.shape[2] + end[:, 1]) == goal)
+    return dict(pose=pose, ok=ok, counts=counts, single=single, at_goal=(end[:, 0] * cells.shape[2] + end[:, 1]) == goal)
+
+def _decoded_cells(world, shown, corner, cells):
+    "The scenery of decoded frames, logits [B, H, V, w, h], in a room's own cells: uint8 [B, H, W, H, 3]. Where the mover is said to stand, and in pictures everywhere, the room's cells stay."
+    frames = cells[:, None].repeat(1, shown.shape[1], 1, 1, 1)
+    if world.config.patch: return frames
+    said, (w, h) = world.contents[shown.argmax(2)].cpu(), shown.shape[-2:]
+    for i, (x, y) in enumerate(corner.tolist()):
+        part = frames[i, :, x:x + w, y:y + h]
+        part.copy_(torch.where(said[i, ..., :1] == AGENT, part, said[i]))
+    return frames
 
 # %% ../nbs/12_planner.ipynb #d2e6ef86
 @torch.no_grad()

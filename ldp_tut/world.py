@@ -110,6 +110,7 @@ class WorldConfig:
     mover: tuple = ()          # indices of the contents that move, from `find_mover`
     kinds: tuple = ()          # groups of these that are one thing on different grounds, from `find_kinds`; none: each is its own kind
     modes: tuple = ()          # states of everything else, from `find_modes`; none: one state
+    changes: bool = False      # instead: two states, as the scene shows everything else and otherwise
     channels: int = 4          # latent numbers per cell
     hidden: int = 48           # channels of the heads
     actions: int = 7
@@ -136,6 +137,7 @@ class WorldModel(nn.Module):
     def __init__(self, config: WorldConfig, share: torch.Tensor = None):
         super().__init__()
         if not config.contents or not config.mover: raise ValueError('a world model needs to know what its world is made of: give contents and mover, from find_contents and find_mover')
+        if config.modes and config.changes: raise ValueError('modes are either counted (modes) or told by what has changed (changes), not both')
         self.config = config
         self._make_dictionary(share)
         self._make_heads()
@@ -333,12 +335,13 @@ class SceneEncoder(nn.Module):
 def _make_steps(self: WorldModel):
     c, (V, F_) = self.config, self.features.shape
     groups = c.kinds or tuple((v,) for v in c.mover)
-    self.kinds, Q = len(groups), max(1, len(c.modes))
+    modes = c.modes or [[0] * V] * (1 + c.changes)
+    self.kinds, Q = len(groups), len(modes)
     K = Q * self.kinds
     self.walk = nn.Sequential(SceneEncoder(F_, c.hidden), nn.SiLU(), nn.Conv2d(c.hidden, 2 * K * (K + len(NEIGHBOURS)), 1))
     keep = lambda name, value: self.register_buffer(name, value, persistent=False)
     keep('kind', torch.tensor([next(g for g, group in enumerate(groups) if v in group) for v in c.mover]))  # of each of the mover's contents
-    keep('modes', torch.tensor(c.modes or [[0] * V])[:, list(c.scenery)])
+    keep('modes', torch.tensor(modes)[:, list(c.scenery)])
     keep('ways', torch.tensor(NEIGHBOURS)); keep('inside', inside(c.width, c.height))
     self.register_buffer('trodden', torch.zeros(2, Q, V, dtype=torch.bool))  # in one step, or later; in which mode: is such a cell ever stepped on?
     self.register_buffer('changed', torch.eye(Q, dtype=torch.bool))          # does one mode ever follow another?
@@ -364,28 +367,41 @@ def steps(self: WorldModel,
 # %% ../nbs/11_world_model.ipynb #bcb1811a
 @patch
 def spots(self: WorldModel,
-    held: torch.Tensor,  # int64 [B, H, W, H]: contents of frames without noise
-) -> tuple:              # all int64 [B, H]: which of the mover's contents, in which cell, in which mode (-1: the frame does not tell)
+    held: torch.Tensor,          # int64 [B, H, W, H]: contents of frames without noise
+    scene: torch.Tensor = None,  # int64 [B, W, H]: contents of their scenes; default the first frames
+) -> tuple:                      # all int64 [B, H]: which of the mover's contents, in which cell, in which mode (-1: the frame does not tell)
     "Where the mover is."
     moves = torch.isin(held, self.mover)
     cell = moves.flatten(2).int().argmax(-1)
     content = torch.searchsorted(self.mover, held.flatten(2).gather(2, cell[..., None])[..., 0])
+    if self.config.changes: return content, cell, self._changed(held, moves, held[:, 0] if scene is None else scene)
     if len(self.modes) == 1: return content, cell, torch.zeros_like(cell)
     count = F.one_hot(held, len(self.contents)).flatten(2, 3).sum(2)[..., self.scenery].clamp(max=2)
     far, mode = (count[:, :, None] - self.modes).abs().sum(-1).min(-1)
     return content, cell, torch.where(far == 0, mode, -1)
 
+@patch
+def ground(self: WorldModel, scene):
+    "Where the mover can be without anything having changed, bool [..., W, H]: on what has been stepped on at once, and where it stands in the scene, int64 [..., W, H]."
+    return self.trodden[0].any(0)[scene] | torch.isin(scene, self.mover)
+
+@patch
+def _changed(self: WorldModel, held, moves, scene):
+    "1 where a frame shows other scenery than its scene, or the mover where it could not have been [B, H]."
+    other = (held != scene[:, None]) & ~torch.isin(scene, self.mover)[:, None]
+    return torch.where(moves, ~self.ground(scene)[:, None], other).flatten(2).any(2).long()
+
 # %% ../nbs/11_world_model.ipynb #ba2fa2ff
 @patch
 def step_loss(self: WorldModel,
     steps: torch.Tensor,  # [B, K, K + 4, W, H], one of the two sets of `steps`
-    held: torch.Tensor,   # int64 [B, 2, W, H]: contents of frames a step apart
+    spots: tuple,         # of two frames a step apart, from `spots`
 ) -> torch.Tensor:        # [B], 0 where the frames do not tell
     "Negative log-likelihood of what happened."
-    (content, cell, mode), across, K = self.spots(held), held.shape[3], steps.shape[1]
+    (content, cell, mode), across, K = spots, self.config.height, steps.shape[1]
     mode = torch.where(mode < 0, mode.flip(1), mode)  # while the mover hides what would tell, nothing else changes
     state = mode * self.kinds + self.kind[content]
-    steps = steps.flatten(3)[torch.arange(len(held), device=held.device), state[:, 0].clamp(min=0), :, cell[:, 0]]  # [B, to]
+    steps = steps.flatten(3)[torch.arange(len(cell), device=cell.device), state[:, 0].clamp(min=0), :, cell[:, 0]]  # [B, to]
     apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)                                       # [B, 1, 2]
     near = (apart == self.ways).all(-1)                                     # [B, 4]
     stays, goes = (apart == 0).all(-1)[:, 0], near.any(-1) & (state[:, 0] == state[:, 1])
@@ -395,18 +411,18 @@ def step_loss(self: WorldModel,
 # %% ../nbs/11_world_model.ipynb #a1232715
 @patch
 def remember(self: WorldModel,
-    held: torch.Tensor,   # int64 [B, 2, W, H]: contents of frames a step apart
-    scene: torch.Tensor,  # int64 [B, W, H]: contents of their scenes
+    later: int,           # 0: scenes are the first frames; 1: they are older
+    scene: torch.Tensor,  # int64 [B, W, H]: contents of the scenes
+    spots: tuple,         # of two frames a step apart, from `spots`
     known: torch.Tensor,  # bool [B]: which of them are steps
 ):
     "Note what can be stepped on, and which mode follows which."
-    (_, cell, mode), Q, V = self.spots(held), len(self.modes), len(self.contents)
+    (_, cell, mode), Q, V = spots, len(self.modes), len(self.contents)
     told = (mode >= 0).all(1)
     mode = torch.where(mode < 0, mode.flip(1), mode)
     moved = (cell[:, 0] != cell[:, 1]) & (mode[:, 0] >= 0)
-    for i, before in enumerate((held[:, 0], scene)):
-        ground = before.flatten(1).gather(1, cell[:, 1:])[:, 0]
-        self.trodden[i] |= _seen(mode[:, 0] * V + ground, moved & known, Q * V).view(Q, V)
+    ground = scene.flatten(1).gather(1, cell[:, 1:])[:, 0]
+    self.trodden[later] |= _seen(mode[:, 0] * V + ground, moved & known, Q * V).view(Q, V)
     self.changed |= _seen(mode[:, 0] * Q + mode[:, 1], told & known, Q * Q).view(Q, Q)
 
 def _seen(index, which, n):
@@ -452,10 +468,12 @@ def forward(self: WorldModel,
     acts, action, bce = batch['action'] >= 0, batch['action'].clamp(min=0), F.binary_cross_entropy_with_logits
     ahead = F.cross_entropy(self.forward_dynamics(noisy[:, 0], action, seen), held[:, 1], reduction='none').sum((1, 2))
     inverse = self.inverse_dynamics(noisy[:, 0], noisy[:, 2], batch['gap'], seen)
-    first, later = self.steps(self.channelled(held[:, 0]))[:, 0], self.steps(seen)[:, 1]
-    known = acts | batch['terminated'][:, 0]  # where an episode has ended, nobody moves any more
-    if self.training: self.remember(held[:, :2], scene, known)
-    return dict(steps=((self.step_loss(first, held[:, :2]) + self.step_loss(later, held[:, :2])) * known).mean(),
+    known, steps = acts | batch['terminated'][:, 0], 0  # where an episode has ended, nobody moves any more
+    for later, before in enumerate((held[:, 0], scene)):
+        spots = self.spots(held[:, :2], before)
+        steps = steps + self.step_loss(self.steps(self.channelled(before))[:, later], spots)
+        if self.training: self.remember(later, before, spots, known)
+    return dict(steps=(steps * known).mean(),
                 cells=F.cross_entropy(cells.flatten(0, 1), held[:, :2].flatten(0, 1), reduction='sum') / (2 * B),
                 reward=bce(reward, batch['success'][:, :2].float()), end=bce(end, batch['terminated'][:, :2].float()),
                 forward=(ahead * acts).mean(), inverse=(F.cross_entropy(inverse, action, reduction='none') * acts).mean())

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldp_tut.data import Windows, collect
-from ldp_tut.envs import WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
-from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, lawful,
+from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
+from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, lawful, lawful_step,
                              load_pretrained, messages, one_step, one_step_back, plan_levels, planner_batches, planner_loss, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
 from ldp_tut.world import NEIGHBOURS, WorldConfig, inside, find_contents, find_mover, make_world, name_cells, world_batches, world_loss
@@ -124,6 +124,72 @@ def test_a_clean_frame_tells_its_mode_and_noise_tells_none():
     right = [(i, known.index(c)) for i, c in enumerate(shows) if c in known]
     assert len(right) > 25 and all(float(hint(z, 0)[i, q]) > 0.999 for i, q in right)
     assert float(hint(0 * z, 100).max()) < 0.5
+
+
+HOUSE = 'MiniGrid-MultiRoom-N2-S4-v0'
+
+
+@pytest.fixture(scope='module')
+def house(): return Windows(collect(HOUSE, 'wander', 150, seed=0, progress=False))
+
+
+@pytest.fixture(scope='module')
+def doors(house):
+    "A world model of houses that tells modes by change, and has looked at enough steps to know what can be stepped on."
+    world, g = make_world(house, window=True, changes=True).train(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for i in range(25): world(world_batches(house, 256, 12)(i, g), g)
+    return world.eval()
+
+
+def test_something_has_changed_exactly_when_a_door_has(house, doors):
+    "The mode of every frame of every walk, against the room's own cells: is a door other than at the start?"
+    right = told = 0
+    for e in range(60):
+        t = np.arange(house.length[e])
+        frames = house.frames([e] * len(t), t)
+        state = torch.where(frames[..., 0] == AGENT, 0, frames[..., 2])[:, (frames[..., 0] == DOOR).any(0)]  # of every door; under the agent it is open
+        truth, held = (state != state[0]).any(1).long(), doors.read(frames)
+        mode = doors.spots(held[None], held[:1])[2][0]
+        right, told = right + int((mode == truth).sum()), told + len(t)
+        assert mode[0] == 0
+    assert right == told and told > 1000
+
+
+def test_a_shut_door_is_passed_only_after_something_has_changed(house, doors):
+    "The shares of steps into a cell that shows a shut door: none now, none later as long as all is as it was, some after."
+    rooms = layouts(HOUSE, range(500, 520))
+    obs = rooms.observe()
+    steps, (x0, y0) = doors.steps(doors.look(obs)).unflatten(2, (2, -1))[:, :, :, :, -4:], doors.origin(obs).T  # [B, 2, modes, G, 4, W, H]
+    shut = ((rooms.cells[..., 0] == DOOR) & (rooms.cells[..., 2] == CLOSED)).nonzero()
+    assert len(shut) >= 20
+    after = 0
+    for b, x, y in shut.tolist():
+        into = torch.stack([steps[b, :, :, :, i, x - x0[b] - dx, y - y0[b] - dy].amax(2) for i, (dx, dy) in enumerate(NEIGHBOURS)]).amax(0)  # [2, modes]
+        assert into[0, 0] == 0 and into[1, 0] == 0
+        after += int(into[1, 1] > 0)
+    assert after >= 5, f"{after} of {len(shut)}"  # most colours are too rare in so few walks
+
+
+def test_change_is_seen_in_clean_frames_and_not_in_noise(house, doors):
+    torch.manual_seed(0)
+    m = PlannerModel(PlannerConfig(world=doors.config, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12)).eval()
+    m.world.load_state_dict(doors.state_dict())
+    e = np.arange(100)
+    t = (house.length[e] * 0.7).astype(int)
+    frames, then = house.frames(e, 0 * e), house.frames(e, t)
+    scene, times = m.observe(frames), torch.tensor([[0., 1., 2.]]).expand(100, 3)
+    z = torch.stack([m.world.encode(frames), m.world.encode(then), 0 * m.world.encode(then)], 1)
+    k = torch.tensor([[0, 0, 100]]).expand(100, 3)
+    hint = m._altered(evidence(m.world, z, k, m.schedule), times, scene).detach()
+    truth = m.world.spots(torch.stack([m.world.read(then)] * 2, 1), m.world.read(frames))[2][:, 0]
+    assert 10 < truth.sum() < 90 and (hint[:, 0].argmax(-1) == 0).all()
+    assert (hint[:, 1].argmax(-1) == truth).all() and hint[:, 2].diff(dim=-1).abs().max() < 0.1
+
+
+def test_modes_are_counted_or_told_by_change_not_both():
+    with pytest.raises(ValueError, match='not both'): make_world(Windows(collect('MiniGrid-DoorKey-5x5-v0', 'fiddle', 40, seed=0, progress=False)), modes=True, changes=True)
+    with pytest.raises(ValueError, match='choose one'): Recipe(modes=True, changes=True)
 
 
 def test_the_guide_moves_the_far_token_and_scale_zero_does_not(model, obs):
@@ -253,7 +319,7 @@ def test_what_a_taken_step_costs_is_what_the_chain_says(env_id, policy):
     world, (e, t) = make_world(data, modes=True).train(), data.draw(64, torch.Generator().manual_seed(3))
     held = torch.stack([world.read(data.frames(e, np.minimum(t + d, data.length[e]))) for d in (0, 1)], 1)
     steps = world.steps(world.look(data.frames(e, t)))[:, 0]
-    loss, (content, cell, mode) = world.step_loss(steps, held), world.spots(held)
+    loss, (content, cell, mode) = world.step_loss(steps, world.spots(held)), world.spots(held)
     place = torch.zeros(64, 2, steps.shape[1], held.shape[2] * held.shape[3])
     known = (mode >= 0).all(1)
     place[torch.arange(64)[:, None], torch.arange(2), (mode.clamp(min=0) * 4 + content), cell] = 1
@@ -338,6 +404,37 @@ def test_lawful_is_what_the_twin_does():
     jump = before.clone(); jump[:, 2] = (jump[:, 2] + 2) % 4
     assert not lawful(rooms.cells, before, jump, torch.ones(40, dtype=torch.long)).any()
     assert lawful(rooms.cells, before, jump, torch.full((40,), 2)).all()
+
+
+@pytest.mark.parametrize('env_id', [ENV, HOUSE, 'MiniGrid-DoorKey-5x5-v0'])
+def test_every_real_step_is_lawful_and_nothing_else_is(env_id):
+    "Frames of real walks: each step is lawful; turning about is not, nor two cells at once, nor any step after which a wall is missing."
+    walks = Windows(collect(env_id, 'wander' if 'DoorKey' not in env_id else 'fiddle', 60, seed=0, progress=False))
+    e, t = walks.draw(400, torch.Generator().manual_seed(0))
+    def at(d):
+        frames = walks.frames(e, np.minimum(t + d, walks.length[e]))
+        return torch.where(frames[..., :1] == AGENT, torch.tensor([EMPTY, 0, 0], dtype=torch.uint8), frames), split_agent(frames)
+    now, soon = at(0), at(1)
+    assert lawful_step(*now, *soon).all()
+    about = now[1].clone(); about[:, 2] = (about[:, 2] + 2) % 4
+    assert not lawful_step(*now, soon[0], about).any()
+    assert not lawful_step(*now, soon[0], (now[1] + torch.tensor([2, 0, 0])).clamp(max=soon[0].shape[1] - 1)).any()
+    first, height = (soon[0][..., 0] == WALL).flatten(1).int().argmax(1), soon[0].shape[2]
+    hole = soon[0].clone(); hole[torch.arange(400), first // height, first % height] = torch.tensor([EMPTY, 0, 0], dtype=torch.uint8)
+    assert not lawful_step(*now, hole, soon[1]).any()
+
+
+def test_a_plan_may_open_a_door_and_go_through_but_not_go_through_and_not_open():
+    rooms = layouts(HOUSE, range(30))
+    door = (rooms.cells[..., 0] == DOOR) & (rooms.cells[..., 2] == CLOSED)
+    which, x, y = (v[0:1] for v in door.nonzero().T)
+    for d, (dx, dy) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):  # the side from which it can be entered
+        if int(rooms.cells[which, x - dx, y - dy, 0]) == EMPTY: break
+    shut = rooms.cells[which]
+    opened = shut.clone(); opened[0, x, y, 2] = OPEN
+    front, inside = torch.tensor([[int(x) - dx, int(y) - dy, d]]), torch.tensor([[int(x), int(y), d]])
+    assert lawful_step(shut, front, opened, front) and lawful_step(opened, front, opened, inside)
+    assert not lawful_step(shut, front, shut, inside) and not lawful_step(shut, front, opened, inside)
 
 
 @pytest.mark.parametrize('env_id', ['MiniGrid-DoorKey-5x5-v0', 'MiniGrid-MultiRoom-N2-S4-v0'])
