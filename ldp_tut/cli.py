@@ -199,16 +199,17 @@ def _bench_worlds(env_id, seed):
 
 # %% ../nbs/18_command_line.ipynb #964a4d44
 def _bench_training(model, windows, device):
-    "Tokens per second of a full training step of the denoiser (bf16 autocast)."
+    "Tokens per second of a full training step of the denoiser, in bf16 where the device is made for it."
     import torch
     from ldp_tut.planner import PlannerModel, planner_batches, planner_loss
+    from ldp_tut.train import fast_bf16
     make = planner_batches(windows, 32, 8, model.config.longest)
     batch = next(b for b in (make(0, torch.Generator().manual_seed(seed)) for seed in range(100)) if b['times'].shape[1] == 8)  # not one of the two-token batches
     batch, noise = {n: v.to(device) for n, v in batch.items()}, torch.Generator(device).manual_seed(0)
     student = PlannerModel(model.config).to(device); student.world.freeze()
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
     def step():
-        with torch.autocast(device.type, torch.bfloat16): loss = sum(planner_loss(student, batch, noise).values())
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)): loss = sum(planner_loss(student, batch, noise).values())
         optimiser.zero_grad(); loss.backward(); optimiser.step()
         return loss.item()
     return round(batch['times'].numel() / _seconds(step, 3.))

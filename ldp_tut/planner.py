@@ -36,7 +36,7 @@ from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_nois
 from .envs import AGENT, DOOR, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, make_env, read_grid, shortest_plan, split_agent
 from .forcing import Prediction, fourier
 from .guidance import HeadGuide, Limited
-from .train import CheckpointError, TrainConfig, download, fit, load_checkpoint, pick_device, save_checkpoint
+from .train import CheckpointError, TrainConfig, download, fast_bf16, fit, load_checkpoint, pick_device, save_checkpoint
 from .viz import draw_room, side_by_side
 from .world import NEIGHBOURS, SceneEncoder, WorldConfig, WorldModel, make_world, world_batches, world_loss
 
@@ -356,12 +356,13 @@ class Recipe:
     shift: float = 8.            # of the noise schedule
     longest: int = 44            # farthest far token, in steps
     seed: int = 0
-    precision: str = 'bf16'
+    precision: str = 'auto'      # of the denoiser's training: 'no' (float32), 'bf16', or 'auto', whichever the device is made for
 
     def __post_init__(self):  # before anything is played
         if self.view not in ('full', 'rgb'): raise ValueError(f"unknown view {self.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")
         for name in ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        if self.precision not in ('auto', 'no', 'bf16'): raise ValueError(f"precision must be 'auto', 'no' or 'bf16', got {self.precision!r}")
         if self.modes and self.changes: raise ValueError('choose one of modes and changes')
         if not 2 <= self.tokens <= self.longest + 1: raise ValueError(f'tokens must lie between 2 and longest + 1 = {self.longest + 1}, got {self.tokens}')
 
@@ -376,6 +377,7 @@ def train_planner(
 ) -> tuple:                    # agent, dict of histories
     "Collect, learn the latent world, freeze it, learn to denoise in it. Killed and called again with the same folder, it goes on where it stopped."
     out, r = Path(out), recipe
+    if r.precision == 'auto': r = replace(r, precision='bf16' if fast_bf16(pick_device(device)) else 'no')
     windows = Windows(_collected(r, out / 'data', progress), r.view)
     world_model = make_world(windows, r.seed, modes=r.modes, window=r.window, changes=r.changes, channels=r.channels, latent_noise=r.latent_noise)
     world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
@@ -502,6 +504,12 @@ class FarFuturePlanner:
 
 # %% ../nbs/12_planner.ipynb #eb2eaeb3
 @patch
+def guide(self: FarFuturePlanner, scene: Scene):
+    "What the far token is pushed by, or None: a subclass may want something else."
+    c = self.config
+    return Limited(HeadGuide('reward', -1, c.scale), self.model.schedule, c.limit) if c.scale else None
+
+@patch
 def far_tokens(self: FarFuturePlanner,
     z0: torch.Tensor,     # [N, D], now
     scene: Scene,         # of b scenes, N a multiple of b
@@ -510,10 +518,9 @@ def far_tokens(self: FarFuturePlanner,
 ) -> tuple:               # tokens [N, D], what the reward head says of them [N], a Frame per iteration
     "Denoise one far token per row, leaning towards reward."
     c, schedule = self.config, self.model.schedule
-    guide = Limited(HeadGuide('reward', -1, c.scale), schedule, c.limit) if c.scale else None
     board = context_board(full_board(1, schedule.K, c.far_iterations))
     times, still = torch.stack([torch.zeros_like(far), far], 1).float(), torch.zeros_like(z0)
-    states = list(sample(self._denoise(scene), torch.stack([z0, noise[0]], 1), board, times, schedule=schedule, guide=guide, eta=c.eta,
+    states = list(sample(self._denoise(scene), torch.stack([z0, noise[0]], 1), board, times, schedule=schedule, guide=self.guide(scene), eta=c.eta,
                          noise=[torch.stack([still, n], 1) for n in noise[1:]]))
     with torch.no_grad(): reward = self.model(states[-1].x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid()
     return states[-1].x[:, -1], reward, [Frame(times, board[s.m].to(far.device).expand(len(far), 2), s.prediction.x0.detach()) for s in states[1:]]

@@ -6,7 +6,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/training.html.md"""
 
 # %% auto #0
 __all__ = ['EMA', 'TrainConfig', 'learning_rate', 'pick_device', 'CheckpointError', 'save_checkpoint', 'load_checkpoint',
-           'DownloadError', 'cache_folder', 'file_sha256', 'download', 'NonFiniteLoss', 'CSVTracker', 'Run', 'fit']
+           'DownloadError', 'cache_folder', 'file_sha256', 'download', 'NonFiniteLoss', 'fast_bf16', 'CSVTracker',
+           'Run', 'fit']
 
 # %% ../nbs/06_training.ipynb #2bc2a773
 import hashlib
@@ -68,7 +69,7 @@ class TrainConfig:
     ema: float = 0.999           # decay of the averaged weights
     seed: int = 0                # of batches and noise
     save_every: int = 500        # steps between resumable checkpoints
-    precision: str = 'auto'      # 'no', 'bf16', or 'auto': bf16 on CUDA, float32 elsewhere
+    precision: str = 'auto'      # 'no', 'bf16', or 'auto': bf16 on GPUs made for it, float32 elsewhere
     compile: bool = False        # torch.compile the loss
 
     def __post_init__(self):
@@ -270,9 +271,14 @@ def _accelerator(device, config, log_with, log_dir):
     if log_with: accelerator.init_trackers('ldp_tut', config=asdict(config))
     return accelerator
 
+def fast_bf16(device: torch.device) -> bool:
+    "Whether a device multiplies in bf16 with instructions made for it: CUDA GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Any other only imitates it, and can be seventy times slower than in float32."
+    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == 'cpu' and any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('amx_tile', 'avx512_bf16'))
+
 def _precision(config, device):
     "The configuration with 'auto' decided, so that a run that began in bf16 is not resumed in float32, and the context to compute in. Ours: accelerate fixes its own once per process."
-    precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' else 'no'
+    precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' and fast_bf16(device) else 'no'
     return replace(config, precision=precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')
 
 def _to_device(batch, device):

@@ -348,6 +348,19 @@ def _make_steps(self: WorldModel):
 
 # %% ../nbs/11_world_model.ipynb #77df8277
 @patch
+def step_shares(self: WorldModel,
+    scene: torch.Tensor, # int64 [B, W, H]: contents of scenes
+    later: int,          # 0: of the first step from the scene; 1: of a later one
+    cell: torch.Tensor,  # int64 [B]
+) -> torch.Tensor:       # float [B, K, K + 4]
+    "The same as `steps`, from one cell each, before anything is struck out: all that training needs."
+    (see, act, last), K = self.walk, len(self.modes) * self.kinds
+    there = act(see(self.described(self.channelled(scene)))).flatten(2)[torch.arange(len(cell), device=cell.device), :, cell]
+    out = F.linear(there, *(p.flatten(1) if p.ndim > 1 else p for p in (last.weight, last.bias))).float().view(-1, 2, K, K + len(NEIGHBOURS))[:, later]
+    out[:, :, K:] = out[:, :, K:].masked_fill(~self.inside.flatten(1)[:, cell].T[:, None], -1e4)
+    return out.softmax(-1)
+
+@patch
 def steps(self: WorldModel,
     seen: torch.Tensor,  # [B, V, W, H] from `look`
 ) -> torch.Tensor:       # float [B, 2, K, K + 4, W, H]; K kinds of mover, once per mode, mode first
@@ -394,19 +407,19 @@ def _changed(self: WorldModel, held, moves, scene):
 # %% ../nbs/11_world_model.ipynb #ba2fa2ff
 @patch
 def step_loss(self: WorldModel,
-    steps: torch.Tensor,  # [B, K, K + 4, W, H], one of the two sets of `steps`
+    shares: torch.Tensor, # [B, K, K + 4] from `step_shares`, where the mover is
     spots: tuple,         # of two frames a step apart, from `spots`
 ) -> torch.Tensor:        # [B], 0 where the frames do not tell
     "Negative log-likelihood of what happened."
-    (content, cell, mode), across, K = spots, self.config.height, steps.shape[1]
+    (content, cell, mode), across, K = spots, self.config.height, shares.shape[1]
     mode = torch.where(mode < 0, mode.flip(1), mode)  # while the mover hides what would tell, nothing else changes
     state = mode * self.kinds + self.kind[content]
-    steps = steps.flatten(3)[torch.arange(len(cell), device=cell.device), state[:, 0].clamp(min=0), :, cell[:, 0]]  # [B, to]
-    apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)                                       # [B, 1, 2]
+    shares = shares[torch.arange(len(cell), device=cell.device), state[:, 0].clamp(min=0)]  # [B, to]
+    apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)    # [B, 1, 2]
     near = (apart == self.ways).all(-1)                                     # [B, 4]
     stays, goes = (apart == 0).all(-1)[:, 0], near.any(-1) & (state[:, 0] == state[:, 1])
     to = torch.where(stays, state[:, 1], K + near.int().argmax(-1)).clamp(min=0)
-    return -steps.gather(1, to[:, None])[:, 0].clamp(min=1e-9).log() * ((mode >= 0).all(1) & (stays | goes))
+    return -shares.gather(1, to[:, None])[:, 0].clamp(min=1e-9).log() * ((mode >= 0).all(1) & (stays | goes))
 
 # %% ../nbs/11_world_model.ipynb #a1232715
 @patch
@@ -471,7 +484,7 @@ def forward(self: WorldModel,
     known, steps = acts | batch['terminated'][:, 0], 0  # where an episode has ended, nobody moves any more
     for later, before in enumerate((held[:, 0], scene)):
         spots = self.spots(held[:, :2], before)
-        steps = steps + self.step_loss(self.steps(self.channelled(before))[:, later], spots)
+        steps = steps + self.step_loss(self.step_shares(before, later, spots[1][:, 0]), spots)
         if self.training: self.remember(later, before, spots, known)
     return dict(steps=(steps * known).mean(),
                 cells=F.cross_entropy(cells.flatten(0, 1), held[:, :2].flatten(0, 1), reduction='sum') / (2 * B),

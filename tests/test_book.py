@@ -1,5 +1,6 @@
 "The pages as a reader meets them: everything that can be checked without Quarto, and the moving parts in a real browser."
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -96,6 +97,21 @@ def test_every_chapter_has_its_box(pages):
         if re.match(r'0|1', name):
             box = re.search(r'::: \{\.callout-note appearance="minimal"\}\n(.*?)\n:::', prose(page), flags=re.S)
             assert box and all(f'**{w}**' in box[1] for w in ('You will be able to', 'You need', 'It takes', 'Last verified')), name
+            pins = (NBS[0].parents[1] / 'constraints.txt').read_text()
+            assert all(f'{w.replace(" ", "==")} ' in pins for w in re.findall(r'(?:torch|numpy|minigrid) [\d.]+\d', box[1])) and len(re.findall(r', \w+ [\d.]+', box[1])) >= 5, name
+
+
+def test_every_chapter_says_how_to_cite_it(pages):
+    "One BibTeX entry, with the chapter's own title and the address of the page it is on; braces balance."
+    keys = set()
+    for name, page in pages.items():
+        if not re.match(r'0|1', name): continue
+        entry = re.search(r'```bibtex\n(@misc\{(\w+),\n.*?\n\})\n```', page['cells'][-1]['source'], flags=re.S)
+        title = re.search(r'^# (.+)$', ''.join(json.loads(next(p for p in NBS if p.name == name).read_text())['cells'][0]['source']), flags=re.M)[1]
+        made = re.search(r'^output-file: (\S+)$', page['cells'][0]['source'], flags=re.M)[1]
+        assert f'title = {{{{{title}}}}}' in entry[1] and f'ldp_tut/{made}}}' in entry[1] and entry[1].count('{') == entry[1].count('}'), name
+        keys.add(entry[2])
+    assert len(keys) >= 12
 
 
 def test_a_notebook_installs_the_package_where_it_is_not(pages):

@@ -318,14 +318,15 @@ def test_what_a_taken_step_costs_is_what_the_chain_says(env_id, policy):
     data = Windows(collect(env_id, policy, 40, seed=0, progress=False))
     world, (e, t) = make_world(data, modes=True).train(), data.draw(64, torch.Generator().manual_seed(3))
     held = torch.stack([world.read(data.frames(e, np.minimum(t + d, data.length[e]))) for d in (0, 1)], 1)
-    steps = world.steps(world.look(data.frames(e, t)))[:, 0]
-    loss, (content, cell, mode) = world.step_loss(steps, world.spots(held)), world.spots(held)
+    steps, (content, cell, mode) = world.steps(world.look(data.frames(e, t)))[:, 0], world.spots(held)
+    loss = world.step_loss(world.step_shares(held[:, 0], 0, cell[:, 0]), (content, cell, mode))
     place = torch.zeros(64, 2, steps.shape[1], held.shape[2] * held.shape[3])
     known = (mode >= 0).all(1)
     place[torch.arange(64)[:, None], torch.arange(2), (mode.clamp(min=0) * 4 + content), cell] = 1
     exact = (one_step(place[:, 0].unflatten(2, held.shape[2:]), steps).flatten(2) * place[:, 1]).sum((1, 2))
     assert known.sum() > 40
     torch.testing.assert_close(loss[known].exp(), 1 / exact[known])
+    for later in (0, 1): torch.testing.assert_close(world.step_shares(held[:, 0], later, cell[:, 0]), world.steps(world.look(data.frames(e, t)))[:, later].flatten(3)[torch.arange(64), :, :, cell[:, 0]])
 
 
 def test_nobody_walks_where_nobody_has_walked(windows):

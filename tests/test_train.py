@@ -45,6 +45,19 @@ def test_stopping_at_a_step_saves_there_and_at_none_trains_nothing(tmp_path):
     assert fit(net(), loss, batches, CONFIG, stop_at=0, **QUIET).history == []
 
 
+def test_auto_never_means_arithmetic_the_device_only_imitates(monkeypatch):
+    "Where the chip has no bf16 instructions, a planner trains in float32, and so does everything on an old GPU."
+    from ldp_tut.train import _precision, fast_bf16
+    cpu = torch.device('cpu')
+    for has in (False, True):
+        for name in ('amx_tile', 'avx512_bf16'): monkeypatch.setattr(torch.cpu, f'_is_{name}_supported', lambda: has)
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: has)
+        assert fast_bf16(cpu) is has and not fast_bf16(torch.device('meta'))
+        assert _precision(TrainConfig(), cpu)[0].precision == 'no'
+        assert _precision(TrainConfig(precision='bf16'), cpu)[0].precision == 'bf16', 'what was asked for by name is done'
+        assert fast_bf16(torch.device('cuda')) is has
+
+
 def test_the_precision_that_was_used_is_kept_not_the_word_auto(tmp_path):
     path = tmp_path / 'a.safetensors'
     fit(net(), loss, batches, TrainConfig(steps=4), path, stop_at=2, **QUIET)
