@@ -72,7 +72,7 @@ def _parser():
         if name == 'eval':
             what = p.add_mutually_exclusive_group()
             what.add_argument('--check', action='store_true', help="play the rooms of the checkpoint's card again; exit status 1 if its claim does not hold")
-            what.add_argument('--record', action='store_true', help="write the result into the card of the checkpoint, which must be a file")
+            what.add_argument('--record', action='store_true', help="write the result, and the planning options it was measured with, into the card of the checkpoint, which must be a file")
         if name == 'collect':
             p.add_argument('--env', default='MiniGrid-FourRooms-v0', help='a registered MiniGrid id')
             p.add_argument('--policy', default='wander', help='wander (to random cells), fiddle (the same, trying keys and doors) or random (uniform actions)')
@@ -132,9 +132,14 @@ def run_train(a) -> dict:
                 **{k: agent.card[k] for k in ('data', 'seconds', 'command', 'commit', 'device')})
 
 # %% ../nbs/18_command_line.ipynb #7e7a3bd4
+def _overrides(a):
+    "Planning options that were given."
+    from ldp_tut.planner import PlanConfig
+    return {f.name: getattr(a, f.name) for f in fields(PlanConfig) if hasattr(a, f.name)}
+
 def _load(a):
-    from ldp_tut.planner import PlanConfig, load_pretrained
-    agent = load_pretrained(a.checkpoint, a.device, a.sha256, progress=not a.json, **{f.name: getattr(a, f.name) for f in fields(PlanConfig) if hasattr(a, f.name)})
+    from ldp_tut.planner import load_pretrained
+    agent = load_pretrained(a.checkpoint, a.device, a.sha256, progress=not a.json, **_overrides(a))
     if a.command in ('plan', 'eval') and a.env is not None:
         from ldp_tut.envs import make_env
         make_env(a.env)
@@ -162,11 +167,18 @@ def run_plan(a) -> dict:
         report['gif_seed'], report['gif_solved'] = pick['seed'], bool(pick['success'])
     return report
 
+def _only_the_cards_rooms(a, agent):
+    "What is checked is what the card says, in the rooms and with the options it was measured with."
+    own = agent.card.get('metrics', {})
+    other = [f'--env {a.env}'] * (a.env not in (None, own.get('env'))) + [f'--seed {a.seed}'] * (a.seed not in (2_000_000, own.get('seed'))) + [f'--{n.replace("_", "-")} {v}' for n, v in _overrides(a).items()]
+    if other: raise ValueError(f'--check plays the rooms of the card as they were played, from seed {own.get("seed")} of {own.get("env")}: leave out {" ".join(other)}')
+
 def run_eval(a) -> dict:
     "Evaluate many rooms; compare with what the card claims, or write the result into it, if asked to."
     from ldp_tut.planner import headline, reevaluate, save_agent
     if a.check:
         agent = _load(a)
+        _only_the_cards_rooms(a, agent)
         report = reevaluate(agent, min(a.episodes, agent.card.get('metrics', {}).get('episodes', a.episodes)), progress=not a.json)
         if not report['holds']: raise ValueError(f'the claim of the card does not hold in its first {report["episodes"]} rooms: {report["claimed"]}, measured {report["measured"]}')
         return report | dict(checkpoint=a.checkpoint, device=str(agent.planner.device))

@@ -883,12 +883,14 @@ def judge_plan(
     obs: torch.Tensor,      # uint8 [B, W, H, 3] the plan was made for
     cells: torch.Tensor,    # uint8 [B, W, H, 3] the same without the agent
 ) -> dict:
-    "Decode a plan, frame by frame, and hold it against the rules: poses [B, H, 3], lawfulness of each transition up to the far token, and which of them are single steps. A single step has to be one in every cell (`lawful_step`); a longer stride has to be walkable in time in the world its end shows."
+    "Decode a plan, frame by frame, and hold it against the rules: poses [B, H, 3], lawfulness of each transition up to the far token, and which of them are single steps. A single step has to be one in every cell (`lawful_step`); a longer stride has to be walkable in time in the world its end shows. What the mover hides now, nobody can know: of that cell nothing is asked."
     device, (B, H) = next(model.parameters()).device, plan.times.shape
     shown = model.world.decode(plan.z.to(device), model.world.look(obs.to(device)))[0]
     pose, corner = model.world.find_agent(shown)[0], model.world.origin(obs.to(device))
     pose[..., :2] += corner[:, None]
     pose, frames = pose.cpu(), _decoded_cells(model.world, shown, corner, cells)
+    i, (x, y, _) = torch.arange(B), pose[:, 0].T
+    frames[i, :, x, y] = cells[i, x, y][:, None]
     gap = plan.times.diff(dim=1).long()
     counts = torch.arange(H - 1)[None] < plan.at[:, None]
     single, ok = counts & (gap == 1), torch.zeros(B, H - 1, dtype=torch.bool)

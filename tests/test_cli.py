@@ -53,6 +53,7 @@ def test_mistakes(tmp_path, capsys):
     fails(capsys, 'plan --env MiniGrid-FiveRooms-v0', 'unknown environment id')
     fails(capsys, 'collect --env CartPole-v1', 'not a MiniGrid environment')
     fails(capsys, 'plan --env MiniGrid-Empty-8x8-v0', 'plans in MiniGrid-FourRooms-v0', 'not in MiniGrid-Empty-8x8-v0')
+    for other in ('--seed 5', '--scale 0'): fails(capsys, f'eval --checkpoint simplecrossing-n1 --check {other}', f'leave out {other}')
     fails(capsys, 'plan --checkpoint nothing', 'no checkpoint is called')
     fails(capsys, f'eval --checkpoint {tmp_path}/none.safetensors', 'no checkpoint at')
     (tmp_path / 'bad.safetensors').write_bytes(b'\x10\0\0\0\0\0\0\0{"__metadata__')
