@@ -24,7 +24,7 @@ def _add_train(p):
     units = dict(policy='wander, fiddle or random', view='full (symbols) or rgb (pixels)', channels='latent numbers per cell', latent_noise='standard deviation of the noise latents must survive',
                  scene_width='channels of the network that reads the scene', episodes='episodes to collect', walk="steps after which one is cut off; 0: the environment's own limit", world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
                  steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
-                 shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', precision='no (float32), bf16 or auto')
+                 shift='of the noise schedule: noise, relative to the signal, times this', longest='farthest far token, in environment steps', spare='one layout in so many is never walked in, and kept for tests; 0: none', precision='no (float32), bf16 or auto')
     p.add_argument('--env', dest='env_id', default=Recipe.env_id, help='a registered MiniGrid id')
     for name, unit in units.items():
         value = getattr(Recipe, name)
@@ -241,14 +241,15 @@ def run_bench(a) -> dict:
     return dict(device=str(device), threads=torch.get_num_threads(), **report)
 
 # %% ../nbs/18_command_line.ipynb #5a2ed612
-KEYS = ('env', 'episodes', 'seed', 'success', 'steps_over_optimum', 'predicted_reward', 'executed_reward', 'lawful_rate', 'ms_per_plan', 'device', 'checkpoint')
+KEYS = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success', 'steps_over_optimum', 'predicted_reward', 'executed_reward', 'lawful_rate', 'ms_per_plan', 'device', 'checkpoint')
 
 def _tell(command, r):
     "A report for people."
     if command not in ('plan', 'eval') or 'claimed' in r:
         return '\n'.join(f'{k.replace("_", " "):28} {v:,}' if isinstance(v, int) and k not in ('seed',) else f'{k.replace("_", " "):28} {v}' for k, v in r.items())
     n, half = r['episodes'], 1.96 * math.sqrt(max(r['success'] * (1 - r['success']), .25 / r['episodes']) / r['episodes'])
-    lines = [f"{r['env']}: {n} held-out rooms from seed {r['seed']}, checkpoint {r['checkpoint']}, on {r['device']}",
+    rooms = f"rooms from seed {r['seed']}, of {r['layouts']} layouts never walked in" if r['spare'] else f"new rooms from seed {r['seed']}"
+    lines = [f"{r['env']}: {n} {rooms}, checkpoint {r['checkpoint']}, on {r['device']}",
              f"  success              {r['success']:7.1%}  (± {half:.1%})",
              f"  steps over optimum   {r['steps_over_optimum']:7.2f}  (solved rooms; 1 is a shortest walk)",
              f"  predicted reward     {r['predicted_reward']:7.3f}  (first plan: probability that its far token is at the goal)",

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm.auto import tqdm
 
-from .envs import DOOR, EMPTY, FAR, FLOOR, GOAL, KEY, PICKUP, TOGGLE, BlockTable, GridTwin, distance_to, draw_pixels, layouts, paint_agent, point_mazes, steer
+from .envs import DOOR, EMPTY, FAR, FLOOR, GOAL, KEY, PICKUP, TOGGLE, BlockTable, GridTwin, distance_to, draw_pixels, layouts, paint_agent, point_mazes, room_seeds, steer
 
 # %% ../nbs/05_trajectories.ipynb #8efcd354
 class RandomWalk:
@@ -101,14 +101,16 @@ def collect(
     env_id: str,              # a registered MiniGrid id
     policy: str = 'wander',   # 'wander', 'fiddle' or 'random'
     episodes: int = 1000,     # how many, each in its own layout
-    seed: int = 0,            # layouts use seeds seed .. seed+episodes-1 of `env.reset`; the walk its own generator
+    seed: int = 0,            # layouts use seeds seed, seed+1, ... of `env.reset`; the walk its own generator
     progress: bool = True,    # show a tqdm bar
     steps: int = 0,           # cut every episode off after so many; 0: the environment's own limit
+    spare: int = 0,           # keep one layout in so many aside (`spared`); 0: none
+    aside: bool = False,      # play those kept aside, and no others
 ) -> Episodes:
     "Play `episodes` rooms at once in the twin. The wanderer opens closed doors but carries no keys: what lies behind a locked door stays unseen. Raises `ValueError` for an unknown policy or id."
     if policy not in POLICIES: raise ValueError(f'unknown policy {policy!r}: choose one of {sorted(POLICIES)}')
     if episodes < 1 or steps < 0: raise ValueError(f'episodes must be at least 1 and steps at least 0, got {episodes} and {steps}')
-    room = layouts(env_id, range(seed, seed + episodes), progress)
+    room = layouts(env_id, room_seeds(env_id, episodes, seed, spare, aside), progress)
     grid = room.cells.numpy().copy()
     act = POLICIES[policy](room, torch.Generator().manual_seed(seed))
     T = min(room.max_steps, steps or room.max_steps)

@@ -8,8 +8,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/envs.html.md"""
 __all__ = ['EMPTY', 'WALL', 'FLOOR', 'DOOR', 'KEY', 'BALL', 'BOX', 'GOAL', 'LAVA', 'AGENT', 'OPEN', 'CLOSED', 'LOCKED', 'LEFT',
            'RIGHT', 'FORWARD', 'PICKUP', 'DROP', 'TOGGLE', 'DONE', 'ACTION_NAMES', 'STEP_X', 'STEP_Y', 'CLASSIC',
            'VIEWS', 'FAR', 'MAZES', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'draw_pixels', 'facing',
-           'GridTwin', 'layouts', 'distance_to', 'goal_cell', 'steer', 'shortest_plan', 'MazeTask', 'need_mazes',
-           'PointMaze', 'MazeMap', 'point_mazes', 'BlockTable', 'BlockStacking', 'optimal_steps']
+           'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to', 'goal_cell', 'steer', 'shortest_plan',
+           'MazeTask', 'need_mazes', 'PointMaze', 'MazeMap', 'point_mazes', 'BlockTable', 'BlockStacking',
+           'optimal_steps']
 
 # %% ../nbs/04_envs.ipynb #d10df8de
 import warnings
@@ -20,6 +21,7 @@ from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from itertools import permutations
+from zlib import crc32
 
 import gymnasium as gym
 import numpy as np
@@ -219,6 +221,31 @@ def layouts(
         read.append(read_grid(env))
     cells, pose = map(torch.stack, zip(*read))
     return GridTwin(cells, pose, env.unwrapped.max_steps, prize=BALL if 'KeyCorridor' in env_id else 0)
+
+# %% ../nbs/04_envs.ipynb #c27e93c2
+def spared(
+    cells: torch.Tensor,   # uint8 [N, W, H, 3] without the agent
+    one_in: int,           # 0: none
+) -> torch.Tensor:         # bool [N]
+    "Which layouts are kept aside for tests: about one in so many, always the same ones."
+    return torch.tensor([one_in > 0 and crc32(c.numpy().tobytes()) % one_in == 0 for c in cells])
+
+def room_seeds(
+    env_id: str,
+    rooms: int,            # how many
+    seed: int = 0,         # the first that is considered
+    one_in: int = 0,       # layouts kept aside, see `spared`; 0: none, and all seeds will do
+    aside: bool = True,    # those kept aside, or all others?
+) -> list:                 # of `env.reset`
+    "Seeds of rooms for tests, or for training. Raises `ValueError` where a thousand times as many seeds do not hold so many."
+    if one_in < 0 or one_in == 1: raise ValueError(f'one layout in {one_in} cannot be kept aside: 0 for none, or at least 2')
+    if not one_in: return list(range(seed, seed + rooms))
+    found, start = [], seed
+    while len(found) < rooms and start < seed + 1000 * rooms:
+        fits = spared(layouts(env_id, range(start, start + 2 * rooms)).cells, one_in) == aside
+        found, start = found + [start + i for i in fits.nonzero()[:, 0].tolist()], start + 2 * rooms
+    if len(found) < rooms: raise ValueError(f'{start - seed} seeds of {env_id} have {len(found)} layouts that are {"" if aside else "not "}kept aside, asked for {rooms}: too few layouts for one in {one_in}')
+    return found[:rooms]
 
 # %% ../nbs/04_envs.ipynb #988917aa
 FAR = 10_000  # an unreachable pose: larger than any distance on a grid

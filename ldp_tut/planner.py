@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .board import context_board, full_board
 from .data import TrajectoryStore, Windows, collect, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_noise, shifted
-from .envs import AGENT, DOOR, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, make_env, read_grid, shortest_plan, split_agent
+from .envs import AGENT, DOOR, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, make_env, read_grid, room_seeds, shortest_plan, split_agent
 from .forcing import Prediction, fourier
 from .guidance import HeadGuide, Limited
 from .train import CheckpointError, TrainConfig, download, fast_bf16, fit, load_checkpoint, pick_device, save_checkpoint
@@ -88,7 +88,7 @@ def messages(
     fits: torch.Tensor,   # [B, H, G, W, H]: how well each place fits each token, as a log-likelihood
     times: torch.Tensor,  # [B, H], rising, in steps
     steps: torch.Tensor,  # [B, 2, G, G + 4, W, H]: what the first step can do, and what every later one can
-    last: int,            # steps in the chain, at least
+    last: int,            # steps in the chain on an accelerator; no time may lie beyond
     floor: float = 1e-30, # under every message and every likelihood
 ) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place
     "Sum-product over the steps between now and the last token (@eq-messages). The floor keeps the impossible merely very unlikely; it has to lie far below the likelihood of the longest way that is possible, or it looks like one."
@@ -226,7 +226,7 @@ def forward(self: PlannerModel,
     k: torch.Tensor,      # int64 [B, H]
     times: torch.Tensor,  # float [B, H], offsets from now in steps
     scene,                # frames [b, W, H, C], or what `observe` made of them; B a multiple of b, plans of one scene in a row
-) -> Prediction:          # heads: reward, termination, action, and log-probabilities `place` [B, H, M, W, H] and `scenery` [B, H, V - M, W, H], M contents of the mover
+) -> Prediction:          # heads: reward, termination, action, and log-probabilities `place` [B, H, M, W, H] and `scenery` [B, H, V - M, W, H], M contents of the mover; `joint` [B, H, modes, kinds, W, H], not normalised, None without a chain
     "Denoise every token from its own level."
     if isinstance(scene, torch.Tensor): scene = self.observe(scene)
     w, (B, H), b = self.world, k.shape, len(scene.seen)
@@ -244,7 +244,7 @@ def forward(self: PlannerModel,
     bits = [5 * likely.exp(), ((likely + math.log(likely[0, 0].numel())) / 4).clamp(-2, 2), scenery.softmax(2)]
     y = self.enter(torch.cat(bits, 2).to(x.dtype).flatten(0, 1)) + (each(scene.fine) + self.clocks(clocks)[..., None, None]).flatten(0, 1)
     for layer, t in zip(self.layers, trust): y = layer(y, t)
-    more = self.leave(y).unflatten(0, (B, H)).float()  # what corrected the chain's answer would teach the chain nothing: with one, this is about the scenery alone
+    more = self.leave(y).unflatten(0, (B, H)).float()  # with a chain, about the scenery alone: a correction of the place could hide its mistakes
     if not self.config.chain: likely = (likely + more[:, :, -len(w.mover):]).flatten(2).log_softmax(-1).view_as(place)
     place, scenery = likely, (scenery + more[:, :, :len(w.scenery)]).log_softmax(2)
     h = self._read(place.exp(), scene, clocks)
@@ -288,7 +288,7 @@ def plan_levels(
 def planner_batches(
     windows: Windows,
     size: int = 32,            # plans in a batch
-    tokens: int = 10,          # in three of four batches; the others are of two tokens, as the search's
+    tokens: int = 10,          # in three of four batches; the others are of two tokens, as when the far one is sought
     longest: int = 24,         # steps ahead, at most
 ) -> Callable:                 # (step, generator) -> batch for `planner_loss`
     "Windows with random time offsets: a context token now, some between, one far."
@@ -355,6 +355,7 @@ class Recipe:
     scene_width: int = 48        # channels of the network that reads the scene
     shift: float = 8.            # of the noise schedule
     longest: int = 44            # farthest far token, in steps
+    spare: int = 0               # one layout in so many is never walked in, and kept for tests; 0: none. Worlds with few layouts need it: another seed is not another room
     seed: int = 0
     precision: str = 'auto'      # of the denoiser's training: 'no' (float32), 'bf16', or 'auto', whichever the device is made for
 
@@ -363,6 +364,7 @@ class Recipe:
         for name in ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
         if self.precision not in ('auto', 'no', 'bf16'): raise ValueError(f"precision must be 'auto', 'no' or 'bf16', got {self.precision!r}")
+        if self.spare < 0 or self.spare == 1: raise ValueError(f'one layout in {self.spare} cannot be spared: 0 for none, or at least 2')
         if self.modes and self.changes: raise ValueError('choose one of modes and changes')
         if not 2 <= self.tokens <= self.longest + 1: raise ValueError(f'tokens must lie between 2 and longest + 1 = {self.longest + 1}, got {self.tokens}')
 
@@ -399,9 +401,9 @@ def train_planner(
 def _collected(r, folder, progress):
     "The recipe's data: what is in the folder, or played now."
     store = TrajectoryStore(folder)
-    if not store.shards(): store.append(collect(r.env_id, r.policy, r.episodes, r.seed, progress, r.walk), dict(env_id=r.env_id, policy=r.policy, seed=r.seed, walk=r.walk))
+    if not store.shards(): store.append(collect(r.env_id, r.policy, r.episodes, r.seed, progress, r.walk, r.spare), dict(env_id=r.env_id, policy=r.policy, seed=r.seed, walk=r.walk, spare=r.spare))
     have = store.cards()[0]
-    if (have['env_id'], have['policy'], have['seed'], have.get('walk', 0)) != (r.env_id, r.policy, r.seed, r.walk) or sum(c['episodes'] for c in store.cards()) != r.episodes:
+    if (have['env_id'], have['policy'], have['seed'], have.get('walk', 0), have.get('spare', 0)) != (r.env_id, r.policy, r.seed, r.walk, r.spare) or sum(c['episodes'] for c in store.cards()) != r.episodes:
         raise ValueError(f'{folder} holds other data than the recipe asks for: {have["env_id"]}, {have["policy"]}, seed {have["seed"]}; choose another folder')
     return store.load()
 
@@ -460,14 +462,9 @@ def between_times(
     tokens: int,         # tokens between
 ) -> torch.Tensor:       # float [B, tokens + 2]
     "Offsets of a plan: now, single steps first, then equal strides, the far token; a short plan runs on past its far token."
-    rows = []
-    for n in far.tolist():
-        inner = [t for t in range(1, n)]
-        if len(inner) > tokens:
-            near = tokens - tokens // 3
-            inner = list(range(1, near + 1)) + np.linspace(near, n, tokens - near + 2).round().astype(int)[1:-1].tolist()
-        rows.append(sorted({0, n, *inner, *range(n + 1, n + 1 + tokens - len(inner))}))
-    return torch.tensor(rows, dtype=torch.float32)
+    column, n, near = torch.arange(tokens + 2, device=far.device).float(), far.float()[:, None], tokens - tokens // 3
+    strides = (near + (column - near) * (n - near) / (tokens + 1 - near)).round()
+    return torch.where((column <= near) | (n <= tokens + 1), column, strides)
 
 # %% ../nbs/12_planner.ipynb #557fd57b
 class Plan(NamedTuple):
@@ -477,7 +474,7 @@ class Plan(NamedTuple):
     reward: torch.Tensor     # [B] what the reward head says of the far token
     action: torch.Tensor     # [B, H, A] log-probabilities of the action taken at each token
     at: torch.Tensor         # int64 [B]: the column of the far token
-    arrival: torch.Tensor    # [B, longest] log-probability of having arrived there, for every number of steps
+    arrival: torch.Tensor    # [B, longest] log-probability of standing there, for every number of steps
     film: list               # a Frame per sampler iteration; empty unless asked for
 
 class Frame(NamedTuple):
@@ -531,7 +528,7 @@ def far_tokens(self: FarFuturePlanner,
 def futures(self: FarFuturePlanner,
     z0: torch.Tensor,     # [b, D], now
     scene: Scene,         # of b scenes
-) -> tuple:               # [b, longest, M, W, H], and by mode and kind [b, longest, modes, kinds, W, H] (None without a chain)
+) -> tuple:               # [b, longest, M, W, H]; and by mode and kind, not normalised [b, longest, modes, kinds, W, H] (None without a chain)
     "Log-probability of every place after 1 .. longest steps: what the denoiser says of far tokens of pure noise, in one evaluation."
     model, b, T = self.model, len(z0), self.model.config.longest
     times = torch.arange(T + 1, device=z0.device).float().expand(b, -1)  # in one row: tokens of pure noise tell one another nothing
@@ -674,7 +671,7 @@ def believed(self: FarFuturePlanner, scene: Scene):
 # %% ../nbs/12_planner.ipynb #0e3fb8be
 @patch
 def plan(self: FarFuturePlanner,
-    obs: torch.Tensor,     # uint8 [B, W, H, C], fully observed grids
+    obs: torch.Tensor,     # uint8 [B, W, H, C], fully observed grids, or pixels
     seeds,                 # B integers: the noise of each plan depends on its own seed alone
     film: bool = False,    # keep every intermediate state
     known: torch.Tensor = None,  # [B, D]: places worth being at, from earlier plans; rows of NaN where there is none
@@ -982,24 +979,28 @@ def _play(agent, rooms, tally, bar):
 def evaluate(
     agent: PlannerAgent,
     episodes: int = 64,
-    seed: int = 2_000_000,    # episode i is `env.reset(seed=seed + i)`: held out when above every training seed
+    seed: int = 2_000_000,    # of `env.reset`, the first; then the next ones, with a layout that was spared, if any were
     env_id: str = None,       # default the agent's own
     batch: int = 64,          # rooms planned for at once
     progress: bool = True,
     keep: int = 0,            # keep the walks of the first `keep` rooms
+    spare: int = None,        # play only the one layout in so many that training spared; default what the agent's card says; 0: all
 ) -> dict:
     "Run the agent in the real environment and report success, walk length against the exact optimum, and what the plans promised against what happened."
     if episodes < 1: raise ValueError(f'episodes must be at least 1, got {episodes}')
     env_id, rows, walks, tally = env_id or agent.env_id, [], [], Counter()
+    spare = agent.card.get('recipe', {}).get('spare', 0) if spare is None else spare
+    seeds, first_cells = room_seeds(env_id, episodes, seed, spare), []
     with tqdm(total=episodes, desc='episodes', disable=None if progress else True, leave=False) as bar:
-        for start in range(seed, seed + episodes, batch):
-            rooms = Rooms(env_id, list(range(start, min(start + batch, seed + episodes))), agent.planner.model.config)
+        for start in range(0, episodes, batch):
+            rooms = Rooms(env_id, seeds[start:start + batch], agent.planner.model.config)
+            first_cells += [c.numpy().copy() for c in rooms.cells]
             plan, verdict = _play(agent, rooms, tally, bar)
             for j, s in enumerate(rooms.seeds):
                 rows.append(dict(seed=s, success=rooms.won[j], steps=rooms.steps[j], optimum=int(rooms.optimum[j]), reward=rooms.back[j], predicted=float(plan.reward[j]),
                                  promised=int(plan.times[j, plan.at[j]]), decoded=bool(verdict['at_goal'][j])))
                 if len(walks) < keep: walks.append(dict(trace=rooms.trace[j], **rows[-1]))
-    return dict(env=env_id, episodes=episodes, seed=seed, **_summary(rows, tally), rows=rows, walks=walks)
+    return dict(env=env_id, episodes=episodes, seed=seed, spare=spare, layouts=len({w.tobytes() for w in first_cells}), **_summary(rows, tally), rows=rows, walks=walks)
 
 # %% ../nbs/12_planner.ipynb #f4bdab31
 def _summary(rows, tally):
@@ -1013,7 +1014,7 @@ def _summary(rows, tally):
 # %% ../nbs/12_planner.ipynb #a93ad247
 def headline(report: dict) -> dict:
     "What a card keeps of a report of `evaluate`: the averages, and each room's steps (0: not solved) and optimum."
-    keep = ('env', 'episodes', 'seed', 'success', 'steps_over_optimum', 'predicted_reward', 'executed_reward', 'lawful_rate')
+    keep = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success', 'steps_over_optimum', 'predicted_reward', 'executed_reward', 'lawful_rate')
     return {k: round(v, 4) if isinstance(v := report[k], float) else v for k in keep} | dict(
         steps=[r['steps'] * r['success'] for r in report['rows']], optimum=[r['optimum'] for r in report['rows']])
 
@@ -1027,7 +1028,7 @@ def reevaluate(
     n = m['episodes'] if episodes is None else episodes
     if not 1 <= n <= m['episodes']: raise ValueError(f'the card knows {m["episodes"]} rooms, got episodes={n}')
     mean = lambda steps: (float(np.mean([s > 0 for s in steps])), float(np.mean([s / o for s, o in zip(steps, m['optimum']) if s and o])) if any(steps) else float('nan'))
-    again = headline(evaluate(agent, n, m['seed'], m['env'], progress=progress))['steps']
+    again = headline(evaluate(agent, n, m['seed'], m['env'], progress=progress, spare=m.get('spare', 0)))['steps']
     (p, length), (q, now) = mean(m['steps'][:n]), mean(again)
     holds = q >= p - max(3 * math.sqrt(p * (1 - p) / n), 0.05) and (now <= 1.05 * length or not any(m['steps'][:n]))
     return dict(env=m['env'], episodes=n, seed=m['seed'], claimed=dict(success=p, steps_over_optimum=length), measured=dict(success=q, steps_over_optimum=now),

@@ -110,7 +110,7 @@ class WorldConfig:
     mover: tuple = ()          # indices of the contents that move, from `find_mover`
     kinds: tuple = ()          # groups of these that are one thing on different grounds, from `find_kinds`; none: each is its own kind
     modes: tuple = ()          # states of everything else, from `find_modes`; none: one state
-    changes: bool = False      # instead: two states, as the scene shows everything else and otherwise
+    changes: bool = False      # instead of modes, two states: everything else as in the scene, or not
     channels: int = 4          # latent numbers per cell
     hidden: int = 48           # channels of the heads
     actions: int = 7
@@ -186,7 +186,7 @@ def _read_all(self: WorldModel, obs):
 def read(self: WorldModel,
     obs: torch.Tensor,  # uint8 [..., W, H, C], or pixels [..., patch H, patch W, 3]
 ) -> torch.Tensor:      # int64 [..., W, H]: which content
-    "What stands in every cell, of the window if there is one. Raises `ValueError` for a frame of another size or contents never seen in training."
+    "What stands in every cell, of the window if there is one. Raises `ValueError` for a frame of another size and, on a CPU, for contents never seen in training; on an accelerator, where asking would mean waiting, the nearest is taken."
     return self._window(self._read_all(obs)) if self.config.frame else self._read_all(obs)
 
 # %% ../nbs/11_world_model.ipynb #2041638b
@@ -318,7 +318,7 @@ def inside(W: int, H: int) -> torch.Tensor:  # bool [4, W, H]
 
 # %% ../nbs/11_world_model.ipynb #54418e9d
 class SceneEncoder(nn.Module):
-    "A frame, read by convolutions that see three cells far: what a step can do is a local matter, and what is learned of one cell holds for all."
+    "A frame, read by convolutions that see three cells far (and a scale, of GroupNorm, taken over all cells): what a step can do is a local matter, and what is learned of one cell holds for all."
     def __init__(self, features: int, width: int = 48, depth: int = 2):
         super().__init__()
         self.enter = nn.Conv2d(features, width, 3, padding=1)
@@ -352,8 +352,8 @@ def step_shares(self: WorldModel,
     scene: torch.Tensor, # int64 [B, W, H]: contents of scenes
     later: int,          # 0: of the first step from the scene; 1: of a later one
     cell: torch.Tensor,  # int64 [B]
-) -> torch.Tensor:       # float [B, K, K + 4]
-    "The same as `steps`, from one cell each, before anything is struck out: all that training needs."
+) -> torch.Tensor:       # float [B, from K, to K + 4]
+    "From one cell each, the shares of what a step from there leads to: what `steps` (below) says of all cells, before anything is struck out. It is all that training needs."
     (see, act, last), K = self.walk, len(self.modes) * self.kinds
     there = act(see(self.described(self.channelled(scene)))).flatten(2)[torch.arange(len(cell), device=cell.device), :, cell]
     out = F.linear(there, *(p.flatten(1) if p.ndim > 1 else p for p in (last.weight, last.bias))).float().view(-1, 2, K, K + len(NEIGHBOURS))[:, later]

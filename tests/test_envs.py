@@ -226,3 +226,23 @@ def test_block_stacking_is_a_gymnasium_environment():
     with pytest.raises(ValueError, match='every block'): table.tower([0, 0, 1, 2])
     with pytest.raises(ValueError, match='1 to 5 blocks'): BlockStacking(9)
     with pytest.raises(ValueError, match='no arrangement'): table.distance(np.zeros(len(table), bool))
+
+
+@pytest.mark.parametrize('env_id', ['MiniGrid-SimpleCrossingS9N1-v0', 'MiniGrid-DoorKey-5x5-v0'])
+def test_layouts_kept_aside_are_never_walked_in(env_id):
+    "Another seed is not another room: what was kept aside shares no layout with what was played, whatever the seeds."
+    from ldp_tut.data import collect
+    from ldp_tut.envs import room_seeds, spared
+    walked = {g.tobytes() for g in collect(env_id, 'wander', 60, seed=0, progress=False, steps=2, spare=3).grid}
+    aside = room_seeds(env_id, 40, 2_000_000, 3)
+    kept = layouts(env_id, aside).cells
+    assert len(aside) == 40 and min(aside) >= 2_000_000 and aside == sorted(set(aside)) and spared(kept, 3).all()
+    assert len(walked) > 1 and not walked & {c.numpy().tobytes() for c in kept}
+    assert room_seeds(env_id, 5, 7) == [7, 8, 9, 10, 11] and not spared(kept, 0).any()
+
+
+def test_too_few_layouts_to_keep_some_aside():
+    from ldp_tut.envs import room_seeds
+    with pytest.raises(ValueError, match='too few layouts'):
+        for aside in (True, False): room_seeds('MiniGrid-Empty-5x5-v0', 2, 0, 3, aside)
+    with pytest.raises(ValueError, match='at least 2'): room_seeds('MiniGrid-Empty-5x5-v0', 2, 0, 1)
