@@ -52,8 +52,8 @@ def _add_plan(p, episodes):
 # %% ../nbs/18_command_line.ipynb #fc363914
 HELP = dict(collect='Play episodes with a policy that does not seek the goal, and store them.',
             train='Make a planner from nothing: collect, learn the latent world, learn to denoise in it. Goes on where a killed run stopped.',
-            plan='Plan in held-out rooms, report, and write a film of the plan being denoised beside the walk.',
-            eval='Measure a checkpoint over many held-out rooms.',
+            plan='Plan in new rooms, report, and write a film of the plan being denoised beside the walk.',
+            eval='Measure a checkpoint over many new rooms: of layouts kept aside in training, where any were.',
             bench='Time this machine: environment steps/s, training tokens/s, ms per plan.')
 
 def _parser():
