@@ -272,7 +272,7 @@ def _accelerator(device, config, log_with, log_dir):
     return accelerator
 
 def fast_bf16(device: torch.device) -> bool:
-    "Whether a device multiplies in bf16 with instructions made for it: CUDA GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Any other only imitates it, and can be seventy times slower than in float32."
+    "Whether a device multiplies in bf16 with instructions made for it: CUDA GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Any other only imitates it, and is many times slower than in float32."
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('amx_tile', 'avx512_bf16'))
 
