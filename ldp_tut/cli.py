@@ -246,7 +246,7 @@ KEYS = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success', 'steps_over_op
 def _tell(command, r):
     "A report for people."
     if command not in ('plan', 'eval') or 'claimed' in r:
-        return '\n'.join(f'{k.replace("_", " "):28} {v:,}' if isinstance(v, int) and k not in ('seed',) else f'{k.replace("_", " "):28} {v}' for k, v in r.items())
+        return '\n'.join(f'{k.replace("_", " "):28} {v:,}' if type(v) is int and k != 'seed' else f'{k.replace("_", " "):28} {v}' for k, v in r.items())
     n, half = r['episodes'], 1.96 * math.sqrt(max(r['success'] * (1 - r['success']), .25 / r['episodes']) / r['episodes'])
     rooms = f"rooms from seed {r['seed']}, of {r['layouts']} layouts never walked in" if r['spare'] else f"new rooms from seed {r['seed']}"
     lines = [f"{r['env']}: {n} {rooms}, checkpoint {r['checkpoint']}, on {r['device']}",
