@@ -990,17 +990,17 @@ def evaluate(
     if episodes < 1: raise ValueError(f'episodes must be at least 1, got {episodes}')
     env_id, rows, walks, tally = env_id or agent.env_id, [], [], Counter()
     spare = agent.card.get('recipe', {}).get('spare', 0) if spare is None else spare
-    seeds, first_cells = room_seeds(env_id, episodes, seed, spare), []
+    seeds, kinds = room_seeds(env_id, episodes, seed, spare), set()
     with tqdm(total=episodes, desc='episodes', disable=None if progress else True, leave=False) as bar:
         for start in range(0, episodes, batch):
             rooms = Rooms(env_id, seeds[start:start + batch], agent.planner.model.config)
-            first_cells += [c.numpy().copy() for c in rooms.cells]
+            kinds |= {c.numpy().tobytes() for c in rooms.cells}
             plan, verdict = _play(agent, rooms, tally, bar)
             for j, s in enumerate(rooms.seeds):
                 rows.append(dict(seed=s, success=rooms.won[j], steps=rooms.steps[j], optimum=int(rooms.optimum[j]), reward=rooms.back[j], predicted=float(plan.reward[j]),
                                  promised=int(plan.times[j, plan.at[j]]), decoded=bool(verdict['at_goal'][j])))
                 if len(walks) < keep: walks.append(dict(trace=rooms.trace[j], **rows[-1]))
-    return dict(env=env_id, episodes=episodes, seed=seed, spare=spare, layouts=len({w.tobytes() for w in first_cells}), **_summary(rows, tally), rows=rows, walks=walks)
+    return dict(env=env_id, episodes=episodes, seed=seed, spare=spare, layouts=len(kinds), **_summary(rows, tally), rows=rows, walks=walks)
 
 # %% ../nbs/12_planner.ipynb #f4bdab31
 def _summary(rows, tally):

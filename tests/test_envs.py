@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ldp_tut.data import collect
 from ldp_tut.envs import (CLASSIC, FAR, MAZES, BlockStacking, BlockTable, GridTwin, PointMaze, distance_to, draw_pixels, goal_cell, layouts, make_env, optimal_steps, paint_agent,
-                          point_mazes, read_grid, shortest_plan, split_agent, steer)
+                          point_mazes, read_grid, shortest_plan, split_agent, steer, room_seeds, spared)
 
 IDS = ['MiniGrid-FourRooms-v0', 'MiniGrid-Empty-8x8-v0', 'MiniGrid-SimpleCrossingS9N3-v0', 'MiniGrid-LavaCrossingS9N1-v0',
        'MiniGrid-MultiRoom-N2-S4-v0', 'MiniGrid-MultiRoom-N4-S5-v0', 'MiniGrid-DoorKey-5x5-v0', 'MiniGrid-DoorKey-8x8-v0',
@@ -231,8 +232,6 @@ def test_block_stacking_is_a_gymnasium_environment():
 @pytest.mark.parametrize('env_id', ['MiniGrid-SimpleCrossingS9N1-v0', 'MiniGrid-DoorKey-5x5-v0'])
 def test_layouts_kept_aside_are_never_walked_in(env_id):
     "Another seed is not another room: what was kept aside shares no layout with what was played, whatever the seeds."
-    from ldp_tut.data import collect
-    from ldp_tut.envs import room_seeds, spared
     walked = {g.tobytes() for g in collect(env_id, 'wander', 60, seed=0, progress=False, steps=2, spare=3).grid}
     aside = room_seeds(env_id, 40, 2_000_000, 3)
     kept = layouts(env_id, aside).cells
@@ -242,7 +241,6 @@ def test_layouts_kept_aside_are_never_walked_in(env_id):
 
 
 def test_too_few_layouts_to_keep_some_aside():
-    from ldp_tut.envs import room_seeds
     with pytest.raises(ValueError, match='too few layouts'):
         for aside in (True, False): room_seeds('MiniGrid-Empty-5x5-v0', 2, 0, 3, aside)
     with pytest.raises(ValueError, match='at least 2'): room_seeds('MiniGrid-Empty-5x5-v0', 2, 0, 1)

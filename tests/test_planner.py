@@ -534,4 +534,4 @@ def test_the_shipped_planner_takes_nearly_shortest_ways():
 @pytest.mark.parametrize('name, ratio', [('simplecrossing-n1', 1.25), ('simplecrossing-n2', 1.25), ('simplecrossing-n3', 1.25), ('lavacrossing-n1', 1.25), ('multiroom-n2-s4', 1.4), ('multiroom-n4-s5', 1.4), ('doorkey-5x5', 1.1), ('doorkey-8x8', 1.1), ('fourrooms-rgb', 1.4)])
 def test_the_other_checkpoints_solve_their_rooms(name, ratio):
     report = evaluate(load_pretrained(name, 'cpu'), 5 if name == 'multiroom-n4-s5' else 10, progress=False)
-    assert report["success"] >= 0.9 and report["steps_over_optimum"] <= ratio and report["lawful_rate"] >= 0.97
+    assert report['success'] >= 0.9 and report['steps_over_optimum'] <= ratio and report['lawful_rate'] >= 0.97
