@@ -129,6 +129,8 @@ class Scene(NamedTuple):
     steps: torch.Tensor    # [b, 2, K, K + 4, W, H], shares: what the first step, and every later one, can do, from the world model; K is G times the modes
     shows: torch.Tensor    # [b, modes, V - M, W, H], logits: what each mode adds to the scenery
     seen: torch.Tensor     # [b, V, W, H], the frame itself, one channel per content
+    other: torch.Tensor    # [b, V, W, H]: which contents of each cell would mean that something has changed; where modes are told by change, else empty
+    same: torch.Tensor     # [b], log: how likely it is that nothing has, if nothing is known
 
 # %% ../nbs/12_planner.ipynb #5a285f3a
 SHARP = 5.  # the logits of the scene may move this much faster than an optimiser's step lets a weight move
@@ -171,8 +173,11 @@ def observe(self: PlannerModel,
     static = torch.empty_like(static).index_copy(1, w.mover, looks).index_copy(1, w.scenery, static[:, w.scenery].log_softmax(1))
     being = rearrange(self.being(f), 'b (g d) w h -> b (g w h) d', g=len(w.mover))
     shows = rearrange(self.shows(f).float(), 'b (q v) w h -> b q v w h', q=Q) if Q > 1 else 0 * static[:, None, w.scenery]
-    with torch.no_grad(), torch.autocast(seen.device.type, enabled=False): steps = w.steps(seen)
-    return Scene(self.to_fine(f), static, being, steps, shows, seen)
+    with torch.autocast(seen.device.type, enabled=False):
+        with torch.no_grad(): steps = w.steps(seen)
+        other = self._other(seen) if w.config.changes else seen.new_zeros(len(seen), 0)
+        same = self._unaltered(static, other) if w.config.changes else other
+    return Scene(self.to_fine(f), static, being, steps, shows, seen, other, same)
 
 @patch
 def _clocks(self: PlannerModel, k, times):
@@ -198,14 +203,23 @@ def _hint(self: PlannerModel, fits, k):
 @patch
 def _altered(self: PlannerModel, fits, times, scene):
     "The same where modes are told by change [B, H, 2]: the likelihoods of a token in which no cell is other than the scene shows, and of one in which some cell is. Now, none is."
-    w, held, each = self.world, scene.seen.argmax(1), lambda t: t.repeat_interleave(len(fits) // len(scene.seen), 0)[:, None]
-    same = scene.seen.index_copy(1, w.mover, w.ground(held).to(scene.seen)[:, None].expand(-1, len(w.mover), -1, -1))
-    other = each(1 - torch.where(torch.isin(held, w.mover)[:, None], 1., same))  # what a cell would hold if something had changed
-    prior = each(scene.static.index_fill(1, w.mover, -math.log(len(w.mover) * held[0].numel())))
-    none = lambda logits: torch.log1p(-(logits.softmax(2) * other).sum(2).clamp(max=1 - 1e-6)).sum((2, 3))
+    each = lambda t: t.repeat_interleave(len(fits) // len(scene.seen), 0)[:, None]
+    none, before = self._unaltered(each(scene.static), each(scene.other), fits), each(scene.same)
     some = lambda none: (-torch.expm1(none)).clamp(min=1e-12).log()
-    after, before = none(fits + prior), none(prior)
-    return torch.where((times > 0)[..., None], torch.stack([after - before, some(after) - some(before)], -1), after.new_tensor([0., -100.]))
+    return torch.where((times > 0)[..., None], torch.stack([none - before, some(none) - some(before)], -1), none.new_tensor([0., -100.]))
+
+@patch
+def _other(self: PlannerModel, seen):
+    "Which contents of each cell of a scene would mean that something has changed, float [b, V, W, H]: other scenery, or the mover where it could not have been. Under the mover, none would."
+    w, held = self.world, seen.argmax(1)
+    same = seen.index_copy(1, w.mover, w.ground(held).to(seen)[:, None].expand(-1, len(w.mover), -1, -1))
+    return 1 - torch.where(torch.isin(held, w.mover)[:, None], 1., same)
+
+@patch
+def _unaltered(self: PlannerModel, static, other, fits=0.):
+    "How likely it is that no cell is other than the scene shows, log [...]; logits static, and evidence if there is any, [..., V, W, H]. The mover is anywhere."
+    logits = fits + static.index_fill(-3, self.world.mover, -math.log(len(self.world.mover) * static[..., 0, :, :].shape[-2:].numel()))
+    return torch.log1p(-(logits.softmax(-3) * other).sum(-3).clamp(max=1 - 1e-6)).sum((-2, -1))
 
 @patch
 def told(self: PlannerModel, place, fits, k, clocks, times, scene):
