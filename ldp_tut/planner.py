@@ -90,7 +90,8 @@ def messages(
     steps: torch.Tensor,  # [B, 2, G, G + 4, W, H]: what the first step can do, and what every later one can
     last: int,            # steps in the chain on an accelerator; no time may lie beyond
     floor: float = 1e-30, # under every message and every likelihood
-) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place
+    only_before: bool = False, # what the tokens after say is not asked for
+) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place; or the first alone
     "Sum-product over the steps between now and the last token (@eq-messages). The floor keeps the impossible merely very unlikely; it has to lie far below the likelihood of the longest way that is possible, or it looks like one."
     B, H = times.shape
     T = int(times.max()) if times.device.type == 'cpu' else last  # on an accelerator, asking would mean waiting
@@ -102,6 +103,7 @@ def messages(
     even = lambda m: (m / m.sum((1, 2, 3), keepdim=True)).clamp(min=floor)
     f, b = [torch.ones_like(e[0])], [torch.ones_like(e[0])]
     for s in range(T): f.append(even(one_step(f[-1] * e[s], steps[:, min(s, 1)])))
+    if only_before: return torch.stack(f, 1)[i, t].log()
     for s in range(T, 0, -1): b.append(torch.where(over[s], b[0], even(one_step_back(b[-1] * e[s], steps[:, min(s - 1, 1)]))))
     return tuple(torch.stack(m, 1)[i, t].log() for m in (f, b[::-1]))
 
@@ -131,6 +133,7 @@ class Scene(NamedTuple):
     seen: torch.Tensor     # [b, V, W, H], the frame itself, one channel per content
     other: torch.Tensor    # [b, V, W, H]: which contents of each cell would mean that something has changed; where modes are told by change, else empty
     same: torch.Tensor     # [b], log: how likely it is that nothing has, if nothing is known
+    ahead: torch.Tensor    # [b, longest + 1, K, W, H], log: messages from now to every later step, where nothing between is known; empty unless `foresee` was asked
 
 # %% ../nbs/12_planner.ipynb #5a285f3a
 SHARP = 5.  # the logits of the scene may move this much faster than an optimiser's step lets a weight move
@@ -177,15 +180,18 @@ def observe(self: PlannerModel,
         with torch.no_grad(): steps = w.steps(seen)
         other = self._other(seen) if w.config.changes else seen.new_zeros(len(seen), 0)
         same = self._unaltered(static, other) if w.config.changes else other
-    return Scene(self.to_fine(f), static, being, steps, shows, seen, other, same)
+    return Scene(self.to_fine(f), static, being, steps, shows, seen, other, same, seen.new_zeros(len(seen), 0))
 
 @patch
 def _clocks(self: PlannerModel, k, times):
-    "Features of the two clocks, level and time [B, H, 96]; and per layer how much a token trusts another [layers, B, mixers, H, H], by how far apart and how noisy they are."
-    slow, H = 2.5 * self.config.longest, k.shape[1]
-    level, when, apart = fourier(k.float() / self.schedule.K, 32, 2., 0.05), fourier(times, 64, slow), fourier(times[:, :, None] - times[:, None], 64, slow)
-    pair = torch.cat([apart, level[:, :, None].expand(-1, -1, H, -1), level[:, None].expand(-1, H, -1, -1)], -1)
-    return torch.cat([level, when], -1), rearrange(self.trust(pair), 'b i j (l m) -> l b m i j', m=self.config.mixers).softmax(-1)
+    "Features of the two clocks, level and time [B, H, 96]."
+    return torch.cat([fourier(k.float() / self.schedule.K, 32, 2., 0.05), fourier(times, 64, 2.5 * self.config.longest)], -1)
+
+@patch
+def _trust(self: PlannerModel, clocks, times):
+    "Per layer, how much a token trusts another [layers, B, mixers, H, H], by how far apart and how noisy they are."
+    level, apart = clocks[:, :, None, :32].expand(-1, -1, times.shape[1], -1), fourier(times[:, :, None] - times[:, None], 64, 2.5 * self.config.longest)
+    return rearrange(self.trust(torch.cat([apart, level, level.transpose(1, 2)], -1)), 'b i j (l m) -> l b m i j', m=self.config.mixers).softmax(-1)
 
 # %% ../nbs/12_planner.ipynb #317a34d2
 @patch
@@ -222,16 +228,58 @@ def _unaltered(self: PlannerModel, static, other, fits=0.):
     return torch.log1p(-(logits.softmax(-3) * other).sum(-3).clamp(max=1 - 1e-6)).sum((-2, -1))
 
 @patch
+def _fits(self: PlannerModel, x, k, scene):
+    "What each token says of itself, as logits: of the mover's places [B, H, M, W, H], of the scenery [B, H, V - M, W, H], and the evidence alone [B, H, V, W, H]."
+    seen = evidence(self.world, x, k, self.schedule)
+    fits = seen + scene.static.float().repeat_interleave(len(x) // len(scene.seen), 0)[:, None]
+    scenery = fits[:, :, self.world.scenery]
+    return fits[:, :, self.world.mover] - scenery.logsumexp(2, keepdim=True), scenery, seen
+
+@patch
+def _by_mode(self: PlannerModel, place, fits, k, times, scene):
+    "The same by kind [B, H, kinds, W, H], and of the modes [B, H, modes]."
+    hint = self._altered(fits, times, scene) if self.world.config.changes else self._hint(fits, k) if len(self.world.modes) > 1 else fits.new_zeros(*k.shape, 1)
+    return self.by_kind(place), hint
+
+def _together(own, hint): return (own[:, :, None] + hint[..., None, None, None]).flatten(2, 3)  # [B, H, modes times kinds, W, H]
+
+@patch
+@torch.no_grad()
+def foresee(self: PlannerModel,
+    z0: torch.Tensor,  # [b, D], now
+    scene: Scene,      # of b scenes
+) -> Scene:
+    "The scene, with the messages from now to every later step. Of a token that knows of nothing but now, they are all there is to say, however often it is asked; so a scene that has them is for plans of two tokens, or of tokens that are all pure noise. Without a chain, the scene as it is."
+    if not self.config.chain: return scene
+    times = torch.arange(self.config.longest + 1, device=z0.device).float().expand(len(z0), -1)
+    k = torch.zeros_like(times[:, :1]).long()
+    place, _, seen = self._fits(z0[:, None], k, scene)
+    now = _together(*self._by_mode(place, seen, k, times[:, :1], scene))
+    return scene._replace(ahead=messages(F.pad(now, (0, 0) * 3 + (0, times.shape[1] - 1)), times, scene.steps.float(), self.config.longest, only_before=True))
+
+@patch
 def told(self: PlannerModel, place, fits, k, clocks, times, scene):
     "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), the same for every mode [B, H, modes, kinds, W, H], and the probability of each mode [B, H, modes]."
-    Q, each = len(self.world.modes), lambda t: t.float().repeat_interleave(len(times) // len(scene.seen), 0)
+    n, i = len(times) // len(scene.seen), torch.arange(len(times), device=times.device)[:, None]
     with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
-        own, hint = self.by_kind(place), self._altered(fits, times, scene) if self.world.config.changes else self._hint(fits, k) if Q > 1 else fits.new_zeros(*k.shape, 1)
+        own, hint = self._by_mode(place, fits, k, times, scene)
         weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
         grad = torch.is_grad_enabled() and not self.training and place.shape[1] > 2  # of two tokens, the clean one needs no gradient; and steps are learned elsewhere
-        with torch.set_grad_enabled(grad): before, after = messages((own[:, :, None] + hint[..., None, None, None]).flatten(2, 3), times, each(scene.steps), self.config.longest, 1e-15 if self.training else 1e-30)
-        joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (Q, -1)) + hint[..., None, None, None]
+        with torch.set_grad_enabled(grad):
+            if scene.ahead.numel(): before, after = scene.ahead[i // n, times.long()], 0.  # of what comes later, nothing is known
+            else: before, after = messages(_together(own, hint), times, scene.steps.float().repeat_interleave(n, 0), self.config.longest, 1e-15 if self.training else 1e-30)
+        joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (len(self.world.modes), -1)) + hint[..., None, None, None]
     return joint.logsumexp(2)[:, :, self.world.kind], joint, (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
+
+@patch
+def weighed(self: PlannerModel, x, k, times, scene, clocks):
+    "Evidence, and what the other tokens say, put together: log-probabilities of every place [B, H, M, W, H], logits of the scenery [B, H, V - M, W, H], and `joint` of `told`, None without a chain."
+    place, scenery, seen = self._fits(x, k, scene)
+    joint = None
+    if self.config.chain:
+        said, joint, mode = self.told(place, seen, k, clocks, times, scene)
+        place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, scene.shows.repeat_interleave(len(x) // len(scene.seen), 0))
+    return place.flatten(2).log_softmax(-1).view_as(place), scenery, joint
 
 # %% ../nbs/12_planner.ipynb #febfac35
 @patch
@@ -243,23 +291,14 @@ def forward(self: PlannerModel,
 ) -> Prediction:          # heads: reward, termination, action, and log-probabilities `place` [B, H, M, W, H] and `scenery` [B, H, V - M, W, H], M contents of the mover; `joint` [B, H, modes, kinds, W, H], not normalised, None without a chain
     "Denoise every token from its own level."
     if isinstance(scene, torch.Tensor): scene = self.observe(scene)
-    w, (B, H), b = self.world, k.shape, len(scene.seen)
-    each = lambda t: t.repeat_interleave(B // b, 0)[:, None]
-    clocks, trust = self._clocks(k, times)
-    seen_through = evidence(w, x, k, self.schedule)
-    fits = seen_through + each(scene.static).float()
-    scenery = fits[:, :, w.scenery]
-    place = fits[:, :, w.mover] - scenery.logsumexp(2, keepdim=True)
-    joint = None
-    if self.config.chain:
-        said, joint, mode = self.told(place, seen_through, k, clocks, times, scene)
-        place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, each(scene.shows)[:, 0])
-    likely = place.flatten(2).log_softmax(-1).view_as(place)
+    w, (B, H), clocks = self.world, k.shape, self._clocks(k, times)
+    likely, scenery, joint = self.weighed(x, k, times, scene, clocks)
+    fine = scene.fine.repeat_interleave(B // len(scene.seen), 0)[:, None]
     bits = [5 * likely.exp(), ((likely + math.log(likely[0, 0].numel())) / 4).clamp(-2, 2), scenery.softmax(2)]
-    y = self.enter(torch.cat(bits, 2).to(x.dtype).flatten(0, 1)) + (each(scene.fine) + self.clocks(clocks)[..., None, None]).flatten(0, 1)
-    for layer, t in zip(self.layers, trust): y = layer(y, t)
+    y = self.enter(torch.cat(bits, 2).to(x.dtype).flatten(0, 1)) + (fine + self.clocks(clocks)[..., None, None]).flatten(0, 1)
+    for layer, t in zip(self.layers, self._trust(clocks, times)): y = layer(y, t)
     more = self.leave(y).unflatten(0, (B, H)).float()  # with a chain, about the scenery alone: a correction of the place could hide its mistakes
-    if not self.config.chain: likely = (likely + more[:, :, -len(w.mover):]).flatten(2).log_softmax(-1).view_as(place)
+    if not self.config.chain: likely = (likely + more[:, :, -len(w.mover):]).flatten(2).log_softmax(-1).view_as(likely)
     place, scenery = likely, (scenery + more[:, :, :len(w.scenery)]).log_softmax(2)
     h = self._read(place.exp(), scene, clocks)
     return Prediction(self._encoded(place.exp(), scenery.exp()), dict(place=place, scenery=scenery, joint=joint, **{n: head(h) for n, head in self.heads.items()}))
@@ -544,14 +583,16 @@ def futures(self: FarFuturePlanner,
     scene: Scene,         # of b scenes
 ) -> tuple:               # [b, longest, M, W, H]; and by mode and kind, not normalised [b, longest, modes, kinds, W, H] (None without a chain)
     "Log-probability of every place after 1 .. longest steps: what the denoiser says of far tokens of pure noise, in one evaluation."
-    model, b, T = self.model, len(z0), self.model.config.longest
-    times = torch.arange(T + 1, device=z0.device).float().expand(b, -1)  # in one row: tokens of pure noise tell one another nothing
+    model, T = self.model, self.model.config.longest
+    if model.config.chain and not scene.ahead.numel(): scene = model.foresee(z0, scene)
+    times = torch.arange(T + 1, device=z0.device).float().expand(len(z0), -1)  # in one row: tokens of pure noise tell one another nothing
     k = torch.full_like(times, model.schedule.K).long()
     k[:, 0] = 0
     x = z0.new_zeros(*times.shape, z0.shape[1])                          # pure noise at its mean
     x[:, 0] = z0
-    heads = model(x, k, times, scene).heads
-    return heads['place'][:, 1:], None if heads['joint'] is None else heads['joint'][:, 1:]
+    if not model.config.chain: return model(x, k, times, scene).heads['place'][:, 1:], None
+    place, _, joint = model.weighed(x, k, times, scene, model._clocks(k, times))  # the layers correct the scenery, which nobody asks for here
+    return place[:, 1:], joint[:, 1:]
 
 
 # %% ../nbs/12_planner.ipynb #e59aa271
@@ -695,14 +736,15 @@ def plan(self: FarFuturePlanner,
     with torch.no_grad():
         scene = self.believed(self.model.observe(obs))
         z0 = self.model.world.embed(scene.seen.argmax(1))  # what has been read once
+        alone = self.model.foresee(z0, scene)              # and what follows from it, if nothing else is known
     F_, each = self.config.far_iterations + 1, lambda t, n: t.repeat_interleave(n, 0)
     noise = rearrange(seeded_noise(seeds, F_ * C, z0.shape[1]).to(z0), 'b (m c) d -> m (b c) d', c=C)
-    places, worth, early = self.somewhere(z0, scene, noise, known)      # where: far tokens with all the time in the world
+    places, worth, early = self.somewhere(z0, alone, noise, known)      # where: far tokens with all the time in the world
     with torch.no_grad(): shown = self.model.world.decode(places, scene.seen)[0]
-    there, (future, joint) = self.cells(shown), self.futures(z0, scene)
+    there, (future, joint) = self.cells(shown), self.futures(z0, alone)
     arrival = self.arrivals(future, there, worth)                       # when
     n = self.choose(arrival)
-    far, reward, chance = self.arrive(z0, scene, shown, there, future, joint, n)  # facing which way
+    far, reward, chance = self.arrive(z0, alone, shown, there, future, joint, n)  # facing which way
     best = (reward.clamp(min=1e-6).log() + chance).argmax(1)
     i = torch.arange(B, device=z0.device)
     times, z, at, late = self.settle(each(z0, V), scene, each(n, V), each(far[i, best], V), [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(V)])

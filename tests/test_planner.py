@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldp_tut.data import Windows, collect
+from ldp_tut.ddpm import add_noise
 from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
 from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, lawful, lawful_step,
                              load_pretrained, messages, one_step, one_step_back, plan_levels, planner_batches, planner_loss, save_agent, settling_board, train_planner)
@@ -77,6 +78,32 @@ def test_messages_are_exact(seed):
         for j, dims in enumerate(((1, 2), (0, 2), (0, 1))):
             mine = (before[i, j] + after[i, j] + fits[i, j]).flatten().softmax(0).double()
             torch.testing.assert_close(mine, joint.sum(dims) / joint.sum(), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['simplecrossing-n1', 'doorkey-5x5', 'multiroom-n2-s4'])  # one mode, counted modes, modes by change
+def test_what_is_foreseen_is_what_the_messages_say(name):
+    "Messages from now, worked out once, against the whole chain at every question: two far tokens per room at four levels, and pure noise at all times."
+    planner = (agent := load_pretrained(name, 'cpu')).planner
+    m, g = planner.model, torch.Generator().manual_seed(0)
+    obs = torch.stack(Rooms(agent.env_id, [5_000_000, 5_000_001], m.config).obs)
+    with torch.no_grad():
+        z0, scene = m.world.encode(obs), m.observe(obs)
+        alone = m.foresee(z0, scene)
+        for level in (0, 40, 80, 100):
+            now, k = z0.repeat_interleave(2, 0), torch.tensor([[0, level]]).expand(4, 2)
+            x = add_noise(m.schedule, torch.stack([now, now], 1), k, torch.randn(4, 2, z0.shape[1], generator=g))
+            times = torch.tensor([[0., 1.], [0., 7.], [0., 12.], [0., m.config.longest]])
+            a, b = (m(x, k, times, s) for s in (scene, alone))
+            for one, other in ((a.x0, b.x0), (a.heads['reward'], b.heads['reward']), (a.heads['place'].exp(), b.heads['place'].exp())):
+                torch.testing.assert_close(one[:, 1], other[:, 1], atol=2e-3, rtol=2e-3)
+        T = m.config.longest
+        x = torch.cat([z0[:, None], torch.zeros(2, T, z0.shape[1])], 1)
+        k, times = torch.full((2, T + 1), 100), torch.arange(T + 1.).expand(2, -1)
+        k[:, 0] = 0
+        whole = m(x, k, times, scene).heads
+        place, joint = planner.futures(z0, scene)
+    torch.testing.assert_close(whole['place'][:, 1:].exp(), place.exp(), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(whole['joint'][:, 1:].flatten(2).softmax(-1), joint.flatten(2).softmax(-1), atol=1e-4, rtol=1e-3)
 
 
 def test_a_step_back_is_the_transpose_of_a_step():
