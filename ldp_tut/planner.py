@@ -258,20 +258,6 @@ def _by_mode(self: PlannerModel, place, fits, k, times, scene):
 def _together(own, hint): return (own[:, :, None] + hint[..., None, None, None]).flatten(2, 3)  # [B, H, modes times kinds, W, H]
 
 @patch
-@torch.no_grad()
-def foresee(self: PlannerModel,
-    z0: torch.Tensor,  # [b, D], now
-    scene: Scene,      # of b scenes
-) -> Scene:
-    "The scene, with the messages from now to every later step. Of a token that knows of nothing but now, they are all there is to say, however often it is asked; so a scene that has them is for plans of two tokens, or of tokens that are all pure noise. Without a chain, the scene as it is."
-    if not self.config.chain: return scene
-    times = torch.arange(self.config.longest + 1, device=z0.device).float().expand(len(z0), -1)
-    k = torch.zeros_like(times[:, :1]).long()
-    place, _, seen = self._fits(z0[:, None], k, scene)
-    now = _together(*self._by_mode(place, seen, k, times[:, :1], scene))
-    return scene._replace(ahead=messages(F.pad(now, (0, 0) * 3 + (0, times.shape[1] - 1)), times, scene.steps.float(), self.config.longest, only_before=True))
-
-@patch
 def told(self: PlannerModel, place, fits, k, clocks, times, scene):
     "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), the same for every mode [B, H, modes, kinds, W, H], and the probability of each mode [B, H, modes]."
     n, i = len(times) // len(scene.seen), torch.arange(len(times), device=times.device)[:, None]
@@ -294,6 +280,21 @@ def weighed(self: PlannerModel, x, k, times, scene, clocks):
         said, joint, mode = self.told(place, seen, k, clocks, times, scene)
         place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, scene.shows.repeat_interleave(len(x) // len(scene.seen), 0))
     return place.flatten(2).log_softmax(-1).view_as(place), scenery, joint
+
+# %% ../nbs/12_planner.ipynb #98cd7b22
+@patch
+@torch.no_grad()
+def foresee(self: PlannerModel,
+    z0: torch.Tensor,  # [b, D], now
+    scene: Scene,      # of b scenes
+) -> Scene:
+    "The scene, with the messages from now to every later step. Of a token that knows of nothing but now, they are all there is to say, however often it is asked; so a scene that has them is for plans of two tokens, or of tokens that are all pure noise. Without a chain, the scene as it is."
+    if not self.config.chain: return scene
+    times = torch.arange(self.config.longest + 1, device=z0.device).float().expand(len(z0), -1)
+    k = torch.zeros_like(times[:, :1]).long()
+    place, _, seen = self._fits(z0[:, None], k, scene)
+    now = _together(*self._by_mode(place, seen, k, times[:, :1], scene))
+    return scene._replace(ahead=messages(F.pad(now, (0, 0) * 3 + (0, times.shape[1] - 1)), times, scene.steps.float(), self.config.longest, only_before=True))
 
 # %% ../nbs/12_planner.ipynb #febfac35
 @patch
