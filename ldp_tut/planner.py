@@ -102,24 +102,30 @@ def messages(
     fits: torch.Tensor,   # [B, H, G, W, H]: how well each place fits each token, as a log-likelihood
     times: torch.Tensor,  # [B, H], rising, in steps
     steps: torch.Tensor,  # [B, 2, G, G + 4, W, H]: what the first step can do, and what every later one can
-    last: int,            # steps in the chain on an accelerator; no time may lie beyond
+    last: int,            # steps in the chain, at most
     floor: float = 1e-30, # under every message and every likelihood
-    only_before: bool = False, # what the tokens after say is not asked for
-) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place; or the first alone
+    beyond: torch.Tensor = None,  # [B, G, W, H]: what tokens after the last step say there; they themselves are told nothing. Without it no time may lie beyond
+    part: str = 'both',   # or 'before', 'after': only that message
+) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place
     "Sum-product over the steps between now and the last token (@eq-messages). The floor keeps the impossible merely very unlikely; it has to lie far below the likelihood of the longest way that is possible, or it looks like one."
     B, H = times.shape
-    T = int(times.max()) if times.device.type == 'cpu' else last  # on an accelerator, asking would mean waiting
-    t, i = times.long().clamp(max=T), torch.arange(B, device=times.device)[:, None]
+    T = min(last, int(times.max())) if times.device.type == 'cpu' else last  # on an accelerator, asking would mean waiting
+    out, i = times > T, torch.arange(B, device=times.device)[:, None]
+    t = times.long().clamp(max=T + 1)
     seen = (fits - fits.amax((2, 3, 4), keepdim=True)).exp().clamp(min=floor)
-    token = torch.full((B, T + 1), H, device=t.device).scatter(1, t, torch.arange(H, device=t.device).expand(B, H))  # which token stands at each step, if any
+    token = torch.full((B, T + 2), H, device=t.device).scatter(1, t, torch.arange(H, device=t.device).expand(B, H))[:, :-1]  # which token stands at each step, if any
     e = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)[i, token].unbind(1)
-    over = (torch.arange(T + 1, device=t.device) > t[:, -1:])[..., None, None, None].unbind(1)  # nothing is known of what comes after a plan
     even = lambda m: (m / m.sum((1, 2, 3), keepdim=True)).clamp(min=floor)
-    f, b, into = [torch.ones_like(e[0])], [torch.ones_like(e[0])], arriving(steps.flatten(0, 1)).unflatten(0, (B, 2))
-    for s in range(T): f.append(even(one_step(f[-1] * e[s], steps[:, min(s, 1)], into[:, min(s, 1)])))
-    if only_before: return torch.stack(f, 1)[i, t].log()
-    for s in range(T, 0, -1): b.append(torch.where(over[s], b[0], even(one_step_back(b[-1] * e[s], steps[:, min(s - 1, 1)]))))
-    return tuple(torch.stack(m, 1)[i, t].log() for m in (f, b[::-1]))
+    told = lambda m: torch.stack(m, 1)[i, t.clamp(max=T)].log().masked_fill(out[..., None, None, None], 0.)
+    nothing = torch.ones_like(e[0])
+    f, b = [nothing], [nothing if beyond is None else beyond]
+    if part != 'after':
+        into = arriving(steps.flatten(0, 1)).unflatten(0, (B, 2))
+        for s in range(T): f.append(even(one_step(f[-1] * e[s], steps[:, min(s, 1)], into[:, min(s, 1)])))
+    if part != 'before':
+        over = (torch.arange(T + 1, device=t.device) > t[:, -1:])[..., None, None, None].unbind(1)  # nothing is known of what comes after a plan
+        for s in range(T, 0, -1): b.append(torch.where(over[s], nothing, even(one_step_back(b[-1] * e[s], steps[:, min(s - 1, 1)]))))
+    return (told(f), told(b[::-1])) if part == 'both' else told(f if part == 'before' else b[::-1])
 
 # %% ../nbs/12_planner.ipynb #d64af92f
 class FineLayer(nn.Module):
@@ -148,6 +154,7 @@ class Scene(NamedTuple):
     other: torch.Tensor    # [b, V, W, H]: which contents of each cell would mean that something has changed; where modes are told by change, else empty
     same: torch.Tensor     # [b], log: how likely it is that nothing has, if nothing is known
     ahead: torch.Tensor    # [b, longest + 1, K, W, H], log: messages from now to every later step, where nothing between is known; empty unless `foresee` was asked
+    beyond: torch.Tensor   # [B, K, W, H]: what a clean far token says of the step after the last single one, for B plans; empty unless `look_back` was asked
 
 # %% ../nbs/12_planner.ipynb #5a285f3a
 SHARP = 5.  # the logits of the scene may move this much faster than an optimiser's step lets a weight move
@@ -192,9 +199,10 @@ def observe(self: PlannerModel,
     shows = rearrange(self.shows(f).float(), 'b (q v) w h -> b q v w h', q=Q) if Q > 1 else 0 * static[:, None, w.scenery]
     with torch.autocast(seen.device.type, enabled=False):
         with torch.no_grad(): steps = w.steps(seen)
-        other = self._other(seen) if w.config.changes else seen.new_zeros(len(seen), 0)
-        same = self._unaltered(static, other) if w.config.changes else other
-    return Scene(self.to_fine(f), static, being, steps, shows, seen, other, same, seen.new_zeros(len(seen), 0))
+        nothing = seen.new_zeros(len(seen), 0)
+        other = self._other(seen) if w.config.changes else nothing
+        same = self._unaltered(static, other) if w.config.changes else nothing
+    return Scene(self.to_fine(f), static, being, steps, shows, seen, other, same, nothing, nothing)
 
 @patch
 def _clocks(self: PlannerModel, k, times):
@@ -267,7 +275,9 @@ def told(self: PlannerModel, place, fits, k, clocks, times, scene):
         grad = torch.is_grad_enabled() and not self.training and place.shape[1] > 2  # of two tokens, the clean one needs no gradient; and steps are learned elsewhere
         with torch.set_grad_enabled(grad):
             if scene.ahead.numel(): before, after = scene.ahead[i // n, times.long()], 0.  # of what comes later, nothing is known
-            else: before, after = messages(_together(own, hint), times, scene.steps.float().repeat_interleave(n, 0), self.config.longest, 1e-15 if self.training else 1e-30)
+            else:
+                far = dict(last=len(times[0]) - 1, beyond=scene.beyond) if scene.beyond.numel() else dict(last=self.config.longest)
+                before, after = messages(_together(own, hint), times, scene.steps.float().repeat_interleave(n, 0), floor=1e-15 if self.training else 1e-30, **far)
         joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (len(self.world.modes), -1)) + hint[..., None, None, None]
     return joint.logsumexp(2)[:, :, self.world.kind], joint, (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
 
@@ -294,7 +304,23 @@ def foresee(self: PlannerModel,
     k = torch.zeros_like(times[:, :1]).long()
     place, _, seen = self._fits(z0[:, None], k, scene)
     now = _together(*self._by_mode(place, seen, k, times[:, :1], scene))
-    return scene._replace(ahead=messages(F.pad(now, (0, 0) * 3 + (0, times.shape[1] - 1)), times, scene.steps.float(), self.config.longest, only_before=True))
+    return scene._replace(ahead=messages(F.pad(now, (0, 0) * 3 + (0, times.shape[1] - 1)), times, scene.steps.float(), self.config.longest, part='before'))
+
+@patch
+@torch.no_grad()
+def look_back(self: PlannerModel,
+    far: torch.Tensor,  # [B, D], clean far tokens
+    n: torch.Tensor,    # int64 [B], steps to them
+    tokens: int,        # tokens between now and then, each a single step after the one before
+    scene: Scene,       # of b scenes, B a multiple of b
+) -> Scene:
+    "The scene, with what far tokens say to the steps next to now: they are clean and stay so, and so does what they say, while the tokens between settle. For plans of tokens + 2 tokens, those between at single steps."
+    if not self.config.chain: return scene
+    times, k = torch.stack([torch.full_like(n, tokens + 1), n], 1).float(), torch.zeros_like(n)[:, None]
+    place, _, seen = self._fits(far[:, None], k, scene)
+    there = _together(*self._by_mode(place, seen, k, times[:, 1:], scene))
+    said = messages(F.pad(there, (0, 0) * 3 + (1, 0)), times, scene.steps.float().repeat_interleave(len(far) // len(scene.seen), 0), self.config.longest, part='after')[:, 0].exp()
+    return scene._replace(beyond=torch.where((n > tokens + 1)[:, None, None, None], said, 1.))
 
 # %% ../nbs/12_planner.ipynb #febfac35
 @patch
@@ -651,6 +677,7 @@ def settle(self: FarFuturePlanner,
     c, model, N = self.config, self.model, len(z0)
     times = between_times(n, c.tokens).to(z0)
     H, at, i = times.shape[1], (times == n[:, None]).int().argmax(1), torch.arange(N, device=z0.device)
+    if c.tokens < 3: scene = model.look_back(z_far, n, c.tokens, scene)  # fewer than three tokens stand at single steps
     middle = settling_board(H - 2, model.schedule.K, c.iterations, c.order)
     noise = seeded_noise(seeds, len(middle), H, z0.shape[1]).to(z0).transpose(0, 1)
     x = noise[0].clone()

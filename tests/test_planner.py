@@ -106,6 +106,33 @@ def test_what_is_foreseen_is_what_the_messages_say(name):
     torch.testing.assert_close(whole['joint'][:, 1:].flatten(2).softmax(-1), joint.flatten(2).softmax(-1), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize('name', ['simplecrossing-n1', 'doorkey-5x5', 'multiroom-n2-s4'])
+@pytest.mark.parametrize('tokens', [1, 2])
+def test_a_clean_far_token_says_always_the_same(name, tokens):
+    "Its messages to the single steps after now, worked out once, against the whole chain: near and far ends, also one before the last token, at four levels of those between."
+    planner = (agent := load_pretrained(name, 'cpu')).planner
+    m, g, n, i = planner.model, torch.Generator().manual_seed(0), torch.tensor([1, 2, 3, 4, 8, 12]), torch.arange(6)
+    obs = torch.stack(Rooms(agent.env_id, [5_000_000, 5_000_001], m.config).obs)
+    with torch.no_grad():
+        z0, scene, times = m.world.encode(obs), m.observe(obs), between_times(n, tokens)
+        future, held = planner.futures(z0, scene)[0][i // 3, n - 1].flatten(1), scene.seen.argmax(1)[i // 3].flatten(1)
+        kind, cell = future.argmax(1) // held.shape[1], future.argmax(1) % held.shape[1]     # where one may well be by then
+        floor = m.world.contents.tolist().index([1, 0, 0])
+        held[torch.isin(held, m.world.mover)] = floor
+        held[i, cell] = m.world.mover[kind]
+        far, at = m.world.embed(held.view(6, *scene.seen.shape[2:])), (times == n[:, None]).int().argmax(1)
+        for level in (10, 40, 80, 100):
+            x, k = torch.stack([z0[i // 3]] * (tokens + 2), 1), torch.full(times.shape, level)
+            k[:, 0] = 0; k[i, at] = 0
+            x[i, at] = far
+            x = add_noise(m.schedule, x, k, torch.randn(x.shape, generator=g))
+            a, b = (m(x, k, times, s).heads['place'].exp() for s in (scene, m.look_back(far, n, tokens, scene)))
+            for j in range(1, tokens + 2):
+                between = at != j
+                torch.testing.assert_close(a[between, j], b[between, j], atol=1e-4, rtol=1e-3)
+        assert not torch.allclose(a[:, 1], m(x, k, times, m.look_back(far.flip(0), n, tokens, scene)).heads['place'][:, 1].exp(), atol=1e-2)
+
+
 def test_a_step_back_is_the_transpose_of_a_step():
     g, steps, matrix = _random_chain(7)
     m = torch.rand(2, 2, 3, 2, generator=g)
