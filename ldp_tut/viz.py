@@ -224,10 +224,10 @@ def draw_maze(
 _SLIDER = """<div class="ldp-board" id="ID"><div data-still>STILL</div><script type="application/json">DATA</script><script>
 (() => {
   const root = document.getElementById('ID'), data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-  const names = Object.keys(data.boards), W = 26, H = 15;
+  const names = Object.keys(data.boards), W = 26, H = 15, keys = 'data-lm-suppress-shortcuts="true"';  // in JupyterLab arrow keys are for us, not for walking from cell to cell
   const shade = k => { const u = k / data.K; return `rgb(${[[253,0],[231,34],[155,78]].map(([a, b]) => Math.round(a + u * (b - a))).join()})`; };
-  root.querySelector('[data-still]').innerHTML = `<label>board <select>${names.map(n => `<option>${n}</option>`).join('')}</select></label>
-    <label style="margin-left:1em">iteration <input type="range" min="0" value="0" step="1"></label> <output></output><div data-draw></div>`;
+  root.querySelector('[data-still]').innerHTML = `<label>board <select ${keys}>${names.map(n => `<option>${n}</option>`).join('')}</select></label>
+    <label style="margin-left:1em">iteration <input type="range" min="0" value="0" step="1" ${keys}></label> <output></output><div data-draw></div>`;
   const pick = root.querySelector('select'), slide = root.querySelector('input'), said = root.querySelector('output'), place = root.querySelector('[data-draw]');
   const draw = () => {
     const b = data.boards[pick.value]; slide.max = b.length - 1; const m = Math.min(+slide.value, b.length - 1), n = b[0].length;

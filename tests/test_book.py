@@ -125,19 +125,6 @@ def test_a_notebook_installs_the_package_where_it_is_not(pages):
         assert 'run_line_magic' not in str(pages[path.name])
 
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-
-
-@pytest.fixture(scope='module')
-def browser():
-    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed (it comes with the dev extra)')
-    if not CHROMIUM: pytest.skip('no Chromium on this machine: apt install chromium')
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def tab(browser):
     "A page that remembers what it asked for and what went wrong."

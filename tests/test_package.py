@@ -2,9 +2,13 @@
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tarfile
+import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -90,3 +94,54 @@ def test_a_notebook_runs_in_jupyter_from_the_installed_package(path, elsewhere, 
         for o in c.get('outputs', []):
             if o.output_type == 'stream':
                 assert len(re.findall(r'\d+%\|', re.sub(r'[^\n]*\r', '', o.text))) <= 1, o.text[-500:]
+
+
+@pytest.fixture(scope='module')
+def lab(elsewhere, tmp_path_factory):
+    "JupyterLab, started where nobody knows of the checkout, with two chapters in its folder."
+    folder = tmp_path_factory.mktemp('desk')
+    for name in ('00_notation.ipynb', '06_training.ipynb'): shutil.copy(ROOT / 'nbs' / name, folder)
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    home = {name: str(tmp_path_factory.mktemp('jupyter')) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    settings = Path(home['JUPYTER_CONFIG_DIR']) / 'lab/user-settings/@jupyterlab/notebook-extension'
+    settings.mkdir(parents=True)
+    (settings / 'tracker.jupyterlab-settings').write_text('{"windowingMode": "none"}')  # keep every cell on the page, also those out of sight
+    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.token=desk', '--ServerApp.port_retries=0'],
+                              cwd=folder, env=elsewhere[1] | home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(240):
+        try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=desk', timeout=5); break
+        except OSError: time.sleep(0.5)
+    yield f'http://127.0.0.1:{port}', folder
+    server.terminate(); server.wait(30)
+
+
+@pytest.mark.parametrize('name', ['00_notation.ipynb', '06_training.ipynb'])
+def test_a_notebook_runs_in_jupyterlab_as_a_person_runs_it(name, lab, elsewhere, browser):
+    "Opened in a browser, Run All Cells from the menu, saved from the menu; then the saved file is read: every cell has run, none has failed, and a progress bar takes one line."
+    address, folder = lab
+    page = browser.new_page()
+    page.goto(f'{address}/lab/tree/{name}?token=desk&reset', timeout=120_000)
+    ready = page.locator('#jp-main-statusbar', has_text='| Idle')  # the notebook's own sign says idle before there is a kernel
+    ready.wait_for(timeout=120_000)
+    menu = lambda first, second: (page.locator('.lm-MenuBar-item', has_text=first).first.click(), page.locator('.lm-Menu-item', has_text=second).first.click())
+    menu('Run', 'Run All Cells')
+    cells = lambda: [c for c in json.loads((folder / name).read_text())['cells'] if c['cell_type'] == 'code']
+    before = (folder / name).stat().st_mtime_ns
+    for _ in range(90):
+        page.wait_for_timeout(2000)
+        if ready.count():
+            menu('File', 'Save Notebook')
+            page.wait_for_timeout(1000)
+            if (folder / name).stat().st_mtime_ns > before and all(c['execution_count'] for c in cells() if ''.join(c['source']).strip()): break
+    if name == '00_notation.ipynb':  # the board moves here, too
+        board = page.locator('.ldp-board').first
+        board.locator('select').select_option('far_first')
+        board.locator('input[type=range]').focus()
+        for _ in range(5): page.keyboard.press('ArrowRight')
+        assert board.locator('output').inner_text() == 'm = 5' and board.locator('svg').get_attribute('aria-label') == 'noise board far_first, iteration 5'
+    page.close()
+    for c in cells():
+        assert c['execution_count'] or not ''.join(c['source']).strip(), ''.join(c['source'])
+        for o in c['outputs']:
+            assert o['output_type'] != 'error', o
+            if o['output_type'] == 'stream': assert len(re.findall(r'\d+%\|', re.sub(r'[^\n]*\r', '', ''.join(o['text'])))) <= 1
