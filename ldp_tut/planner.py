@@ -502,6 +502,8 @@ def _collected(r, folder, progress):
     return store.load()
 
 # %% ../nbs/12_planner.ipynb #7d1856b2
+def _single(tokens): return tokens - tokens // 3  # of so many tokens between, those at single steps
+
 @dataclass(frozen=True)
 class PlanConfig:
     "How to plan with trained networks."
@@ -517,12 +519,13 @@ class PlanConfig:
     slack: float = 3.         # an arrival this much less likely, in nats, than the likeliest one counts as possible; the earliest of those wins
     least: float = 0.         # a step with a smaller share than this is not believed to be possible; helps where rare things, a door, a key, were learned from few examples
     horizon: int = 0          # steps to the far token; 0 lets the denoiser say when one could be there
-    replan: int = 1           # steps executed before planning again
+    replan: int = 1           # steps executed before planning again; needs as many tokens at single steps (see `between_times`)
     trust: float = 0.9        # a far token with this reward is remembered: the next plan need not ask *where* again
 
     def __post_init__(self):
         for name in ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+        if self.replan > _single(self.tokens): raise ValueError(f'replan={self.replan} executes {self.replan} steps of a plan, and of {self.tokens} tokens between only {_single(self.tokens)} stand at single steps: give tokens={next(t for t in range(self.replan, 2 * self.replan + 1) if _single(t) >= self.replan)} or more')
         if not 0 <= self.least < 1: raise ValueError(f'least is a share of steps, from 0 to below 1, got {self.least}')
         if self.order not in ORDERS: raise ValueError(f'unknown order {self.order!r}: choose one of {", ".join(ORDERS)}')
 
@@ -556,7 +559,7 @@ def between_times(
     tokens: int,         # tokens between
 ) -> torch.Tensor:       # float [B, tokens + 2]
     "Offsets of a plan: now, single steps first, then equal strides, the far token; a short plan runs on past its far token."
-    column, n, near = torch.arange(tokens + 2, device=far.device).float(), far.float()[:, None], tokens - tokens // 3
+    column, n, near = torch.arange(tokens + 2, device=far.device).float(), far.float()[:, None], _single(tokens)
     strides = (near + (column - near) * (n - near) / (tokens + 1 - near)).round()
     return torch.where((column <= near) | (n <= tokens + 1), column, strides)
 
@@ -677,7 +680,7 @@ def settle(self: FarFuturePlanner,
     c, model, N = self.config, self.model, len(z0)
     times = between_times(n, c.tokens).to(z0)
     H, at, i = times.shape[1], (times == n[:, None]).int().argmax(1), torch.arange(N, device=z0.device)
-    if c.tokens < 3: scene = model.look_back(z_far, n, c.tokens, scene)  # fewer than three tokens stand at single steps
+    if _single(c.tokens) == c.tokens: scene = model.look_back(z_far, n, c.tokens, scene)
     middle = settling_board(H - 2, model.schedule.K, c.iterations, c.order)
     noise = seeded_noise(seeds, len(middle), H, z0.shape[1]).to(z0).transpose(0, 1)
     x = noise[0].clone()

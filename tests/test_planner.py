@@ -253,6 +253,24 @@ def test_the_guide_moves_the_far_token_and_scale_zero_does_not(model, obs):
     assert torch.equal(run(0.), run(0.)) and not torch.allclose(run(0.), run(5.))
 
 
+def test_steps_that_are_executed_have_to_be_single_ones():
+    "Of three tokens between, the last stands at a stride: nobody could read a third action from such a plan."
+    with pytest.raises(ValueError, match='only 2 stand at single steps: give tokens=4'): PlanConfig(replan=3, tokens=3)
+    with pytest.raises(ValueError, match='give tokens=2'): PlanConfig(replan=2)
+    for r in range(1, 12):
+        fits = [t for t in range(r, 25) if (between_times(torch.tensor([60]), t)[0, :r + 1] == torch.arange(r + 1.)).all()]
+        assert PlanConfig(replan=r, tokens=fits[0]).replan == r
+        if fits[0] > 1:
+            with pytest.raises(ValueError, match=f'give tokens={fits[0]} '): PlanConfig(replan=r, tokens=fits[0] - 1)
+
+
+@pytest.mark.parametrize('name, every', [('simplecrossing-n2', 6), ('fourrooms', 4)])
+def test_a_plan_can_be_followed_for_many_steps(name, every):
+    agent = load_pretrained(name, 'cpu', replan=every, tokens=next(t for t in range(1, 20) if t - t // 3 >= every))
+    r = evaluate(agent, 6, seed=5_000_000, progress=False)
+    assert r['success'] == 1 and r['steps_over_optimum'] < 1.1 and r['plans'] * every < sum(row['steps'] for row in r['rows']) + 6 * every
+
+
 def test_the_earliest_likely_arrival_wins(model):
     planner = FarFuturePlanner(model, replace(SMALL, slack=1.))
     arrival = torch.tensor([[-9., -3., -2.5], [-5., -9., -4.5], [-1., -1., -1.]])
