@@ -112,7 +112,7 @@ def lab(elsewhere, tmp_path_factory):
         try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=desk', timeout=5); break
         except OSError: time.sleep(0.5)
         if server.poll() is not None: break
-    else: server.kill()
+    else: server.kill(); server.wait()
     if server.poll() is not None: pytest.fail('JupyterLab did not start')
     yield f'http://127.0.0.1:{port}', folder
     server.terminate(); server.wait(30)
