@@ -753,7 +753,8 @@ def arrive(self: FarFuturePlanner,
     if len(world.modes) > 1 and joint is not None:
         by_mode = torch.gather(joint[i, n - 1], 2, world.kind[kind][:, None, None].expand(-1, len(world.modes), -1, -1, -1))[:, :, 0]  # [b, modes, W, H]
         mode = torch.where(there[:, :, None], by_mode[:, None], 0).sum((3, 4)).argmax(2)                                             # [b, C]
-        scenery = scene.static[:, None, world.scenery] + scene.shows[i[:, None], mode]
+        hidden = torch.isin(scene.seen.argmax(1), world.mover)[:, None, None]                                                        # by the mover, now: what is there only a denoised token tells
+        scenery = torch.where(hidden, scenery, scene.static[:, None, world.scenery] + scene.shows[i[:, None], mode])
     far = world.embed(torch.where(there, world.mover[kind][:, None], world.scenery[scenery.argmax(2)]))
     times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
     x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
