@@ -228,6 +228,7 @@ def _hint(self: PlannerModel, fits, k):
     count, a = fits.softmax(2)[:, :, self.world.scenery].sum((3, 4)).clamp(max=2), self.schedule.alpha_bar[k].clamp(max=0.999)[..., None]
     return -F.softplus(self.sure) * a / (1 - a) * (count[:, :, None] - self.world.modes).pow(2).sum(-1)
 
+# %% ../nbs/12_planner.ipynb #8f30c882
 @patch
 def _altered(self: PlannerModel, fits, times, scene):
     "The same where modes are told by change [B, H, 2]: the likelihoods of a token in which no cell is other than the scene shows, and of one in which some cell is. Now, none is."
@@ -249,6 +250,7 @@ def _unaltered(self: PlannerModel, static, other, fits=0.):
     logits = fits + static.index_fill(-3, self.world.mover, -math.log(len(self.world.mover) * static[..., 0, :, :].shape[-2:].numel()))
     return torch.log1p(-(logits.softmax(-3) * other).sum(-3).clamp(max=1 - 1e-6)).sum((-2, -1))
 
+# %% ../nbs/12_planner.ipynb #c3cce4b5
 @patch
 def _fits(self: PlannerModel, x, k, scene):
     "What each token says of itself, as logits: of the mover's places [B, H, M, W, H], of the scenery [B, H, V - M, W, H], and the evidence alone [B, H, V, W, H]."
@@ -265,6 +267,7 @@ def _by_mode(self: PlannerModel, place, fits, k, times, scene):
 
 def _together(own, hint): return (own[:, :, None] + hint[..., None, None, None]).flatten(2, 3)  # [B, H, modes times kinds, W, H]
 
+# %% ../nbs/12_planner.ipynb #4fb2ac9b
 @patch
 def told(self: PlannerModel, place, fits, k, clocks, times, scene, alone=False):
     "What the other tokens say: logits of every place [B, H, M, W, H] (M contents of the mover), the same for every mode [B, H, modes, kinds, W, H], and the probability of each mode [B, H, modes]; alone: none of them knows anything, but for the first."
@@ -1136,6 +1139,16 @@ def reevaluate(
     return dict(env=m['env'], episodes=n, seed=m['seed'], claimed=dict(success=p, steps_over_optimum=length), measured=dict(success=q, steps_over_optimum=now),
                 same_steps=sum(a == b for a, b in zip(again, m['steps'])), holds=bool(holds))
 
+# %% ../nbs/12_planner.ipynb #9bfa2574
+def _around(cells, size):
+    "What of a frame is worth drawing, in pixels, and the pixels of a cell: all that is not empty, but no less across than a caption needs, if the frame is that wide."
+    there = cells[..., 0] != EMPTY
+    (x0, x1), (y0, y1) = ((int(i[0]), int(i[-1]) + 1) for i in (there.any(d).nonzero()[:, 0] for d in (1, 0)))
+    size = round(size * min(2, max(1, 14 / max(x1 - x0, y1 - y0))))
+    wide = min(len(cells), max(x1 - x0, -(-196 // size)))
+    x0 = max(0, min(x0 - (wide - x1 + x0) // 2, len(cells) - wide))
+    return (x0 * size, y0 * size, (x0 + wide) * size, y1 * size), size
+
 # %% ../nbs/12_planner.ipynb #3aebb92f
 def film_episode(
     agent: PlannerAgent,
@@ -1174,12 +1187,3 @@ def film_episode(
     opening = len(plan.film)
     every = -(-(len(frames) - opening) // most)  # rounded up: a wandering episode must not make a film of a megabyte
     return frames[:opening] + frames[opening:-1:every] + frames[-1:]
-
-def _around(cells, size):
-    "What of a frame is worth drawing, in pixels, and the pixels of a cell: all that is not empty, but no less across than a caption needs, if the frame is that wide."
-    there = cells[..., 0] != EMPTY
-    (x0, x1), (y0, y1) = ((int(i[0]), int(i[-1]) + 1) for i in (there.any(d).nonzero()[:, 0] for d in (1, 0)))
-    size = round(size * min(2, max(1, 14 / max(x1 - x0, y1 - y0))))
-    wide = min(len(cells), max(x1 - x0, -(-196 // size)))
-    x0 = max(0, min(x0 - (wide - x1 + x0) // 2, len(cells) - wide))
-    return (x0 * size, y0 * size, (x0 + wide) * size, y1 * size), size
