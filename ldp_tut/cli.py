@@ -227,16 +227,21 @@ def _bench_training(model, windows, device):
     return round(batch['times'].numel() / _seconds(step, 3.))
 
 def run_bench(a) -> dict:
-    "Environment steps/s (twin and MiniGrid itself), training tokens/s and ms per plan on this machine."
+    "Environment steps/s (twin and MiniGrid itself), training tokens/s, ms per plan (the first in a room and later ones, alone) and plans/s (first ones, in batches) on this machine."
     import torch
     from ldp_tut.data import Windows
     agent = _load(a)
     planner, device = agent.planner, agent.planner.device
     episodes, report = _bench_worlds(agent.env_id, a.seed)
-    windows = Windows(episodes)
-    one, many = windows.frames([0], [0]), windows.frames(list(range(16)), [0] * 16)
-    report['ms_per_plan'] = round(1000 * _seconds(lambda: planner.plan(one, [0]), 2.), 1)
-    report['ms_per_plan_in_batch_of_16'] = round(1000 * _seconds(lambda: planner.plan(many, range(16)), 2.) / 16, 1)
+    windows = Windows(episodes, 'rgb' if planner.model.config.world.patch else 'full')
+    frames = lambda n: windows.frames([i % len(windows) for i in range(n)], [0] * n)
+    def each(n, **known):
+        obs = frames(n)
+        return _seconds(lambda: planner.plan(obs, range(n), **known), 2.) / n
+    first = planner.plan(frames(1), [0])
+    report['ms_per_plan'] = round(1000 * each(1), 1)
+    report['ms_per_later_plan'] = round(1000 * each(1, known=first.z[range(1), first.at]), 1)  # an agent knows from its first plan where to be
+    for n in (16, 64) if device.type == 'cpu' else (64, 1024): report[f'plans_per_second_in_batches_of_{n}'] = round(1 / each(n), 1)
     report['training_tokens_per_second'] = _bench_training(planner.model.cpu(), windows, device)
     return dict(device=str(device), threads=torch.get_num_threads(), **report)
 

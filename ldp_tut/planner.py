@@ -357,6 +357,15 @@ def _read(self: PlannerModel, place, scene, clocks):
     return self.norm(h + self.think(h))
 
 @patch
+def promise(self: PlannerModel, x, times, scene):
+    "What the reward head says of the last token of clean ones [B]. It sees places alone, so with a chain the layers, which correct the scenery, need not be asked."
+    k = torch.zeros_like(times).long()
+    if not self.config.chain: return self(x, k, times, scene).heads['reward'][:, -1, 0].sigmoid()
+    clocks = self._clocks(k, times)
+    h = self._read(self.weighed(x, k, times, scene, clocks)[0].exp(), scene, clocks)
+    return self.heads['reward'](h[:, -1])[:, 0].sigmoid()
+
+@patch
 def _encoded(self: PlannerModel, place, scenery):
     "The latent of a belief about contents: the encoder is linear, so the mean of encodings is the encoding of the mean."
     table, w = self.world.table.float(), self.world
@@ -619,7 +628,7 @@ def far_tokens(self: FarFuturePlanner,
     times, still = torch.stack([torch.zeros_like(far), far], 1).float(), torch.zeros_like(z0)
     states = list(sample(self._denoise(scene), torch.stack([z0, noise[0]], 1), board, times, schedule=schedule, guide=self.guide(scene), eta=c.eta,
                          noise=[torch.stack([still, n], 1) for n in noise[1:]]))
-    with torch.no_grad(): reward = self.model(states[-1].x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid()
+    with torch.no_grad(): reward = self.model.promise(states[-1].x, times, scene)
     return states[-1].x[:, -1], reward, [Frame(times, board[s.m].to(far.device).expand(len(far), 2), s.prediction.x0.detach()) for s in states[1:]]
 
 # %% ../nbs/12_planner.ipynb #8b8987f4
@@ -761,7 +770,7 @@ def arrive(self: FarFuturePlanner,
     far = world.embed(torch.where(there, world.mover[kind][:, None], world.scenery[scenery.argmax(2)]))
     times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
     x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
-    reward = self.model(x, torch.zeros_like(times).long(), times, scene).heads['reward'][:, -1, 0].sigmoid().view(-1, C)
+    reward = self.model.promise(x, times, scene).view(-1, C)
     return far, reward, torch.where(there, chance[:, None], 0).sum((2, 3))
 
 # %% ../nbs/12_planner.ipynb #563a3928

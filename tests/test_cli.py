@@ -49,6 +49,15 @@ def test_plan_prints_its_keys_and_writes_a_film(tmp_path, capsys):
     assert (tmp_path / 'again.gif').read_bytes() == (tmp_path / 'plan.gif').read_bytes()
 
 
+@pytest.mark.parametrize('checkpoint', ['simplecrossing-n1', 'fourrooms-rgb'])
+def test_bench_times_what_the_checkpoint_reads(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr('ldp_tut.cli._seconds', lambda f, at_least=0: (f(), 0.5)[1])  # every loop runs once, on symbols or on pixels
+    assert main(f'bench --checkpoint {checkpoint} --json'.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['ms_per_plan'] == report['ms_per_later_plan'] == 500 and report['plans_per_second_in_batches_of_16'] == 32
+    assert report['minigrid_steps_per_second'] == 2 and report['training_tokens_per_second'] == 512
+
+
 def test_mistakes(tmp_path, capsys):
     fails(capsys, 'plan --env MiniGrid-FiveRooms-v0', 'unknown environment id')
     fails(capsys, 'collect --env CartPole-v1', 'not a MiniGrid environment')
