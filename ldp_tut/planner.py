@@ -194,6 +194,7 @@ def observe(self: PlannerModel,
     seen, Q = self.world.look(obs), len(self.world.modes)
     f, static, w = self.scene(self.world.described(seen)), SHARP * self.static(seen).float(), self.world
     looks = static[:, w.mover] - self.by_kind(static[:, w.mover])[:, w.kind]
+    if not self.training: static = static - 10. * (self._hidden(seen)[:, None] & ~self._ground()[:, None, None])
     static = torch.empty_like(static).index_copy(1, w.mover, looks).index_copy(1, w.scenery, static[:, w.scenery].log_softmax(1))
     being = rearrange(self.being(f), 'b (g d) w h -> b (g w h) d', g=len(w.mover))
     shows = rearrange(self.shows(f).float(), 'b (q v) w h -> b q v w h', q=Q) if Q > 1 else 0 * static[:, None, w.scenery]
@@ -203,6 +204,17 @@ def observe(self: PlannerModel,
         other = self._other(seen) if w.config.changes else nothing
         same = self._unaltered(static, other) if w.config.changes else nothing
     return Scene(self.to_fine(f), static, being, steps, shows, seen, other, same, nothing, nothing)
+
+@patch
+def _hidden(self: PlannerModel, seen):
+    "The cells that the mover hides now, bool [b, W, H]."
+    return seen[:, self.world.mover].sum(1) > 0.5
+
+@patch
+def _ground(self: PlannerModel):
+    "What can be under a mover, bool [V]: what has been stepped on, an open door, perhaps, but never a shut one. (Once it is gone, it may have left a key there; so anything else is unlikely, not impossible.)"
+    trodden = self.world.trodden[0].any(0)
+    return trodden | ~trodden.any()
 
 @patch
 def _clocks(self: PlannerModel, k, times):
@@ -765,7 +777,7 @@ def arrive(self: FarFuturePlanner,
     if len(world.modes) > 1 and joint is not None:
         by_mode = torch.gather(joint[i, n - 1], 2, world.kind[kind][:, None, None].expand(-1, len(world.modes), -1, -1, -1))[:, :, 0]  # [b, modes, W, H]
         mode = torch.where(there[:, :, None], by_mode[:, None], 0).sum((3, 4)).argmax(2)                                             # [b, C]
-        hidden = torch.isin(scene.seen.argmax(1), world.mover)[:, None, None]                                                        # by the mover, now: what is there only a denoised token tells
+        hidden = self.model._hidden(scene.seen)[:, None, None]                                                                       # by the mover, now: what is there only a denoised token tells
         scenery = torch.where(hidden, scenery, scene.static[:, None, world.scenery] + scene.shows[i[:, None], mode])
     far = world.embed(torch.where(there, world.mover[kind][:, None], world.scenery[scenery.argmax(2)]))
     times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)

@@ -9,7 +9,7 @@ from ldp_tut.data import Windows, collect
 from ldp_tut.ddpm import add_noise
 from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
 from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, lawful, lawful_step,
-                             load_pretrained, messages, one_step, one_step_back, plan_levels, planner_batches, planner_loss, save_agent, settling_board, train_planner)
+                             load_pretrained, messages, one_step, one_step_back, open_env, plan_levels, planner_batches, planner_loss, read_image, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
 from ldp_tut.world import NEIGHBOURS, WorldConfig, inside, find_contents, find_mover, make_world, name_cells, world_batches, world_loss
 
@@ -461,6 +461,23 @@ def test_nobody_stands_behind_a_locked_door():
     held = world.evidence(far).argmax(1)                                   # [16, W, H]
     has = lambda *cell: (held == world.config.contents.index(cell)).flatten(1).any(1)
     assert has(4, 4, 0).all() and not has(4, 4, 2).any() and has(5, 4, 0).sum() <= 2 and not has(8, 1, 0).any()
+
+
+def test_nobody_leaves_a_shut_door_behind():
+    "What an agent in a doorway hides is an open door, also in plans; a shut one there looked like a turn to inverse dynamics."
+    agent, inside = load_pretrained('multiroom-n2-s4', 'cpu'), []
+    world = agent.planner.model.world
+    for seed in range(2_000_040, 2_000_048):
+        env = open_env(HOUSE, agent.planner.model.config); obs, _ = env.reset(seed=seed); agent.reset(seed=seed)
+        for _ in range(20):
+            if getattr(env.unwrapped.grid.get(*env.unwrapped.agent_pos), 'type', '') == 'door': inside.append(read_image(obs, agent.planner.model.config)); break
+            obs, *_ = env.step(int(agent.act(obs)))
+    assert len(inside) >= 4
+    obs = torch.stack(inside).repeat_interleave(16, 0)
+    plan, seen = agent.planner.plan(obs, range(len(obs))), world.look(obs)
+    left = world.contents[world.decode(plan.z[:, 1:2], seen)[0][:, 0].argmax(1)][torch.isin(seen.argmax(1), world.mover)]  # what the next token shows where the mover is now
+    assert not ((left[:, 0] == DOOR) & (left[:, 2] != OPEN)).any()
+    assert ((left[:, 0] == DOOR) & (left[:, 2] == OPEN)).float().mean() > 0.5
 
 
 def test_levels_of_training_plans(windows):
