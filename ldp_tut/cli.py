@@ -44,10 +44,10 @@ def _add_plan(p, episodes):
     _add_checkpoint(p)
     p.add_argument('--env', default=None, help="a registered MiniGrid id; default the checkpoint's own")
     p.add_argument('--episodes', type=int, default=episodes, help='episodes, each in its own held-out layout')
-    units = dict(scale='guidance scale; 0 plans without looking for reward', candidates='far tokens tried', votes='ways to it, settled side by side', slack='nats by which an earlier arrival may be less likely',
+    units = dict(scale='guidance scale; 0 plans without looking for reward', candidates='far tokens tried', votes='ways to it, settled side by side', slack='nats by which an earlier arrival may be less likely', discount='below 1: of a step; slack is not asked then',
                  least='share below which a step is not believed possible', tokens='tokens between now and the far one', eta='sampling noise: 0 DDIM, 1 DDPM', iterations='sampler iterations for each token between', far_iterations='sampler iterations for the far token', replan='environment steps executed before planning again')
     for field, unit in units.items():
-        p.add_argument('--' + field.replace('_', '-'), type=float if field in ('scale', 'eta', 'slack', 'least') else int, default=argparse.SUPPRESS, help=unit + " (default: the checkpoint's)")
+        p.add_argument('--' + field.replace('_', '-'), type=float if field in ('scale', 'eta', 'slack', 'discount', 'least') else int, default=argparse.SUPPRESS, help=unit + " (default: the checkpoint's)")
 
 # %% ../nbs/18_command_line.ipynb #fc363914
 HELP = dict(collect='Play episodes with a policy that does not seek the goal, and store them.',

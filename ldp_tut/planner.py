@@ -541,6 +541,7 @@ class PlanConfig:
     limit: float = 2.         # trust region of the guide, in posterior standard deviations
     eta: float = 1.           # noise kept while sampling: 0 DDIM, 1 DDPM
     slack: float = 3.         # an arrival this much less likely, in nats, than the likeliest one counts as possible; the earliest of those wins
+    discount: float = 1.      # below 1, `slack` is not asked: the most probability times discount ** steps wins
     least: float = 0.         # a step with a smaller share than this is not believed to be possible; helps where rare things, a door, a key, were learned from few examples
     horizon: int = 0          # steps to the far token; 0 lets the denoiser say when one could be there
     replan: int = 1           # steps executed before planning again; needs as many tokens at single steps (see `between_times`)
@@ -550,6 +551,7 @@ class PlanConfig:
         for name in ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
         if self.replan > (self.tokens if 0 < self.horizon <= self.tokens + 1 else _single(self.tokens)): raise ValueError(f'replan={self.replan} executes {self.replan} steps of a plan, and of {self.tokens} tokens between only {_single(self.tokens)} stand at single steps: give tokens={next(t for t in range(self.replan, 2 * self.replan + 1) if _single(t) >= self.replan)} or more')
+        if not 0 < self.discount <= 1: raise ValueError(f'discount must be above 0 and at most 1, got {self.discount}')
         if not 0 <= self.least < 1: raise ValueError(f'least is a share of steps, from 0 to below 1, got {self.least}')
         if self.order not in ORDERS: raise ValueError(f'unknown order {self.order!r}: choose one of {", ".join(ORDERS)}')
 
@@ -686,9 +688,11 @@ def arrivals(self: FarFuturePlanner,
 def choose(self: FarFuturePlanner,
     arrival: torch.Tensor,  # [b, longest] from `arrivals`
 ) -> torch.Tensor:          # int64 [b], steps
-    "The earliest arrival that is almost as likely as the likeliest one."
-    if self.config.horizon: return torch.full_like(arrival[:, 0], self.config.horizon).long()
-    return (arrival >= arrival.max(1, keepdim=True).values - self.config.slack).int().argmax(1) + 1
+    "The earliest arrival that is almost as likely as the likeliest one; or, with a discount, the one worth most."
+    c = self.config
+    if c.horizon: return torch.full_like(arrival[:, 0], c.horizon).long()
+    if c.discount < 1: return (arrival + math.log(c.discount) * torch.arange(1, arrival.shape[1] + 1, device=arrival.device)).argmax(1) + 1
+    return (arrival >= arrival.max(1, keepdim=True).values - c.slack).int().argmax(1) + 1
 
 # %% ../nbs/12_planner.ipynb #400b0ecd
 @patch

@@ -298,6 +298,9 @@ def test_the_earliest_likely_arrival_wins(model):
     arrival = torch.tensor([[-9., -3., -2.5], [-5., -9., -4.5], [-1., -1., -1.]])
     assert planner.choose(arrival).tolist() == [2, 1, 1]
     assert FarFuturePlanner(model, replace(SMALL, horizon=7)).choose(arrival).tolist() == [7, 7, 7]
+    worth = lambda discount: FarFuturePlanner(model, replace(SMALL, discount=discount)).choose(arrival).tolist()
+    assert worth(0.9) == [3, 3, 1] and worth(0.55) == [2, 1, 1], 'a step costs 0.11 and 0.60 nats'
+    with pytest.raises(ValueError, match='at most 1, got 0'): PlanConfig(discount=0.)
 
 
 def test_the_clean_estimate_is_the_encoding_of_the_belief(model, obs):
