@@ -365,6 +365,11 @@ def _read(self: PlannerModel, place, scene, clocks):
     "What the heads see of each token [B, H, width]: the mean place vector under its posterior, and its clocks."
     b, H = len(scene.being), place.shape[1]
     at = rearrange(rearrange(place, '(b n) t g w h -> b (n t) (g w h)', b=b).to(scene.being.dtype) @ scene.being, 'b (n t) d -> (b n) t d', t=H)
+    return self._thought(at, clocks)
+
+@patch
+def _thought(self: PlannerModel, at, clocks):
+    "The same for place vectors [B, ..., place_dim]."
     h = self.narrow(at) + self.level(clocks[..., :32]) + self.time(clocks[..., 32:])
     return self.norm(h + self.think(h))
 
@@ -543,6 +548,7 @@ class PlanConfig:
     slack: float = 3.         # an arrival this much less likely, in nats, than the likeliest one counts as possible; the earliest of those wins
     discount: float = 1.      # below 1, `slack` is not asked: the most probability times discount ** steps wins
     least: float = 0.         # a step with a smaller share than this is not believed to be possible; helps where rare things, a door, a key, were learned from few examples
+    absorb: bool = False      # an end is an end, says the termination head: nobody moves on from there. Where data show enough ends, steps have learned it by themselves
     horizon: int = 0          # steps to the far token; 0 lets the denoiser say when one could be there
     replan: int = 1           # steps executed before planning again; needs as many tokens at single steps (see `between_times`)
     trust: float = 0.9        # a far token with this reward is remembered: the next plan need not ask *where* again
@@ -791,11 +797,30 @@ def arrive(self: FarFuturePlanner,
 
 # %% ../nbs/12_planner.ipynb #563a3928
 @patch
+def ends(self: PlannerModel,
+    scene: Scene,   # of b scenes
+) -> torch.Tensor:  # [b, G, W, H], probabilities
+    "In which places an episode is over, whoever gets there: what the termination head says of a clean token in each of them."
+    w, b, size = self.world, len(scene.seen), scene.seen.shape[2:]
+    now = scene.seen.new_zeros(b, 1)
+    clocks = self._clocks(now.long(), now + self.config.longest // 2)  # there is time to get anywhere
+    each = self.heads['termination'](self._thought(scene.being, clocks))[..., 0].sigmoid().view(b, len(w.mover), *size)
+    looks = scene.static[:, w.mover].exp()  # of each kind
+    return each.new_zeros(b, w.kinds, *size).index_add(1, w.kind, looks * each)
+
+@patch
 def believed(self: FarFuturePlanner, scene: Scene):
-    "The scene, without the steps that are too unlikely to build a plan on."
-    if not self.config.least: return scene
-    steps = scene.steps * (scene.steps >= self.config.least)
-    return scene._replace(steps=steps / steps.sum(3, keepdim=True).clamp(min=1e-9))
+    "The scene, without the steps that are too unlikely to build a plan on; and, if asked for, without any from where an episode is over."
+    c, steps = self.config, scene.steps
+    if c.least:
+        steps = steps * (steps >= c.least)
+        steps = steps / steps.sum(3, keepdim=True).clamp(min=1e-9)
+    if c.absorb:
+        over = self.model.ends(scene).to(steps).repeat(1, len(self.model.world.modes), 1, 1)[:, None, :, None]
+        stay = torch.eye(steps.shape[2], steps.shape[3], device=steps.device)[:, :, None, None]
+        steps = steps * (1 - over) + over * stay
+    return scene._replace(steps=steps)
+
 
 # %% ../nbs/12_planner.ipynb #0e3fb8be
 @patch

@@ -7,7 +7,7 @@ import torch
 
 from ldp_tut.data import Windows, collect
 from ldp_tut.ddpm import add_noise
-from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
+from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, GOAL, LAVA, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
 from ldp_tut.planner import (ORDERS, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, between_times, evaluate, evidence, lawful, lawful_step,
                              load_pretrained, messages, one_step, one_step_back, open_env, plan_levels, planner_batches, planner_loss, read_image, save_agent, settling_board, train_planner)
 from ldp_tut.train import CheckpointError, save_checkpoint
@@ -464,6 +464,25 @@ def test_nobody_stands_behind_a_locked_door():
     held = world.evidence(far).argmax(1)                                   # [16, W, H]
     has = lambda *cell: (held == world.config.contents.index(cell)).flatten(1).any(1)
     assert has(4, 4, 0).all() and not has(4, 4, 2).any() and has(5, 4, 0).sum() <= 2 and not has(8, 1, 0).any()
+
+
+@pytest.mark.parametrize('name, kinds', [('fourrooms', (GOAL,)), ('lavacrossing-n1', (GOAL, LAVA)), ('doorkey-5x5', (GOAL,))])
+def test_an_end_is_an_end(name, kinds):
+    "The termination head knows every place where an episode is over; asked for, nobody moves on from there, and all other steps are as before."
+    agent = load_pretrained(name, 'cpu')
+    model = agent.planner.model
+    obs = torch.stack(Rooms(agent.env_id, range(2_000_000, 2_000_006), model.config).obs)
+    with torch.no_grad():
+        scene = model.observe(obs)
+        over, absorbed = model.ends(scene), FarFuturePlanner(model, PlanConfig(absorb=True)).believed(scene).steps
+    held = model.world.contents[scene.seen.argmax(1)][..., 0]
+    end, free = torch.isin(held, torch.tensor(kinds, dtype=held.dtype)), (held == EMPTY)[:, None].expand_as(over)
+    assert end.any() and over.amax(1)[end].min() > 0.95 and over[free].max() < 0.1 and over[free].mean() < 0.01
+    K = absorbed.shape[2]
+    torch.testing.assert_close(absorbed.sum(3), scene.steps.sum(3))
+    assert absorbed[:, :, :, K:].sum(3).movedim(2, -1).movedim(1, -1)[end].max() < 0.05, 'shares of steps that leave'
+    assert (absorbed - scene.steps).abs().movedim((2, 3), (-2, -1)).movedim(1, -1)[(held == EMPTY)].mean() < 1e-3
+    if name == 'fourrooms': assert scene.steps[:, :, :, K:].sum(3).movedim(2, -1).movedim(1, -1)[end].mean() > 0.3, 'few walks end at the goal, so the steps have not learned it'
 
 
 def test_nobody_leaves_a_shut_door_behind():
