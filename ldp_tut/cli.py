@@ -46,6 +46,7 @@ def _add_plan(p, episodes):
     p.add_argument('--episodes', type=int, default=episodes, help='episodes, each in its own held-out layout')
     units = dict(scale='guidance scale; 0 plans without looking for reward', candidates='far tokens tried', votes='ways to it, settled side by side', slack='nats by which an earlier arrival may be less likely', discount='below 1: of a step; slack is not asked then',
                  least='share below which a step is not believed possible', tokens='tokens between now and the far one', eta='sampling noise: 0 DDIM, 1 DDPM', iterations='sampler iterations for each token between', far_iterations='sampler iterations for the far token', replan='environment steps executed before planning again')
+    p.add_argument('--absorb', action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help="nobody moves on from where the termination head says that an episode is over (default: the checkpoint's)")
     for field, unit in units.items():
         p.add_argument('--' + field.replace('_', '-'), type=float if field in ('scale', 'eta', 'slack', 'discount', 'least') else int, default=argparse.SUPPRESS, help=unit + " (default: the checkpoint's)")
 
@@ -240,7 +241,7 @@ def run_bench(a) -> dict:
         return _seconds(lambda: planner.plan(obs, range(n), **known), 2.) / n
     first = planner.plan(frames(1), [0])
     report['ms_per_plan'] = round(1000 * each(1), 1)
-    report['ms_per_later_plan'] = round(1000 * each(1, known=first.z[range(1), first.at]), 1)  # an agent knows from its first plan where to be
+    report['ms_per_later_plan'] = round(1000 * each(1, known=first.z[range(1), first.at]), 1)  # an agent that believed its first plan knows where to be
     for n in (16, 64) if device.type == 'cpu' else (64, 1024): report[f'plans_per_second_in_batches_of_{n}'] = round(1 / each(n), 1)
     report['training_tokens_per_second'] = _bench_training(planner.model.cpu(), windows, device)
     return dict(device=str(device), threads=torch.get_num_threads(), **report)
@@ -251,7 +252,8 @@ KEYS = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success', 'steps_over_op
 def _tell(command, r):
     "A report for people."
     if command not in ('plan', 'eval') or 'claimed' in r:
-        return '\n'.join(f'{k.replace("_", " "):28} {v:,}' if type(v) is int and k != 'seed' else f'{k.replace("_", " "):28} {v}' for k, v in r.items())
+        width = max(28, *map(len, r))
+        return '\n'.join(f'{k.replace("_", " "):{width}} {v:,}' if type(v) is int and k != 'seed' else f'{k.replace("_", " "):{width}} {v}' for k, v in r.items())
     n, half = r['episodes'], 1.96 * math.sqrt(max(r['success'] * (1 - r['success']), .25 / r['episodes']) / r['episodes'])
     rooms = f"rooms from seed {r['seed']}, of {r['layouts']} layouts never walked in" if r['spare'] else f"new rooms from seed {r['seed']}"
     lines = [f"{r['env']}: {n} {rooms}, checkpoint {r['checkpoint']}, on {r['device']}",

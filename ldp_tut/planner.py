@@ -557,6 +557,7 @@ class PlanConfig:
         for name in ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
         if self.replan > (self.tokens if 0 < self.horizon <= self.tokens + 1 else _single(self.tokens)): raise ValueError(f'replan={self.replan} executes {self.replan} steps of a plan, and of {self.tokens} tokens between only {_single(self.tokens)} stand at single steps: give tokens={next(t for t in range(self.replan, 2 * self.replan + 1) if _single(t) >= self.replan)} or more')
+        if self.discount < 1 and self.horizon: raise ValueError('choose one of discount and horizon: with a fixed horizon nothing is chosen')
         if not 0 < self.discount <= 1: raise ValueError(f'discount must be above 0 and at most 1, got {self.discount}')
         if not 0 <= self.least < 1: raise ValueError(f'least is a share of steps, from 0 to below 1, got {self.least}')
         if self.order not in ORDERS: raise ValueError(f'unknown order {self.order!r}: choose one of {", ".join(ORDERS)}')
@@ -620,6 +621,7 @@ class FarFuturePlanner:
     def __init__(self, model: PlannerModel, config: PlanConfig = PlanConfig()):
         if max(config.far_iterations, config.iterations) > model.schedule.K:
             raise ValueError(f'{max(config.far_iterations, config.iterations)} iterations are more than the {model.schedule.K} trained levels')
+        if (config.least or config.absorb) and not model.config.chain: raise ValueError('least and absorb are about the steps of a chain, and this model was trained without one')
         if config.horizon > model.config.longest: raise ValueError(f'horizon {config.horizon} is farther than the {model.config.longest} steps this model was trained for')
         self.model, self.config = model.eval(), config
 
@@ -697,7 +699,9 @@ def choose(self: FarFuturePlanner,
     "The earliest arrival that is almost as likely as the likeliest one; or, with a discount, the one worth most."
     c = self.config
     if c.horizon: return torch.full_like(arrival[:, 0], c.horizon).long()
-    if c.discount < 1: return (arrival + math.log(c.discount) * torch.arange(1, arrival.shape[1] + 1, device=arrival.device)).argmax(1) + 1
+    if c.discount < 1:
+        cost = math.log(c.discount) * torch.arange(1, arrival.shape[1] + 1, device=arrival.device)
+        return (arrival + cost).masked_fill(arrival < arrival.max(1, keepdim=True).values - 30, -torch.inf).argmax(1) + 1  # what is impossible stands on a floor, and would be cheap if it were soon
     return (arrival >= arrival.max(1, keepdim=True).values - c.slack).int().argmax(1) + 1
 
 # %% ../nbs/12_planner.ipynb #400b0ecd
@@ -800,25 +804,25 @@ def arrive(self: FarFuturePlanner,
 def ends(self: PlannerModel,
     scene: Scene,   # of b scenes
 ) -> torch.Tensor:  # [b, G, W, H], probabilities
-    "In which places an episode is over, whoever gets there: what the termination head says of a clean token in each of them."
+    "In which places an episode is over: what the termination head says of a clean token in each of them. Of places that nobody has been seen in (the inside of a wall; the goal in a corner, entered through the corner) it says anything."
     w, b, size = self.world, len(scene.seen), scene.seen.shape[2:]
     now = scene.seen.new_zeros(b, 1)
     clocks = self._clocks(now.long(), now + self.config.longest // 2)  # there is time to get anywhere
-    each = self.heads['termination'](self._thought(scene.being, clocks))[..., 0].sigmoid().view(b, len(w.mover), *size)
+    each = self.heads['termination'](self._thought(scene.being, clocks))[..., 0].float().sigmoid().view(b, len(w.mover), *size)
     looks = scene.static[:, w.mover].exp()  # of each kind
     return each.new_zeros(b, w.kinds, *size).index_add(1, w.kind, looks * each)
 
 @patch
 def believed(self: FarFuturePlanner, scene: Scene):
-    "The scene, without the steps that are too unlikely to build a plan on; and, if asked for, without any from where an episode is over."
+    "The scene; if asked for, nobody moves on from where an episode is over, and steps too unlikely to build a plan on are left out."
     c, steps = self.config, scene.steps
-    if c.least:
-        steps = steps * (steps >= c.least)
-        steps = steps / steps.sum(3, keepdim=True).clamp(min=1e-9)
     if c.absorb:
         over = self.model.ends(scene).to(steps).repeat(1, len(self.model.world.modes), 1, 1)[:, None, :, None]
         stay = torch.eye(steps.shape[2], steps.shape[3], device=steps.device)[:, :, None, None]
         steps = steps * (1 - over) + over * stay
+    if c.least:
+        steps = steps * (steps >= c.least)
+        steps = steps / steps.sum(3, keepdim=True).clamp(min=1e-9)
     return scene._replace(steps=steps)
 
 

@@ -300,7 +300,10 @@ def test_the_earliest_likely_arrival_wins(model):
     assert FarFuturePlanner(model, replace(SMALL, horizon=7)).choose(arrival).tolist() == [7, 7, 7]
     worth = lambda discount: FarFuturePlanner(model, replace(SMALL, discount=discount)).choose(arrival).tolist()
     assert worth(0.9) == [3, 3, 1] and worth(0.55) == [2, 1, 1], 'a step costs 0.11 and 0.60 nats'
+    assert FarFuturePlanner(model, replace(SMALL, discount=0.01)).choose(torch.tensor([[-69., -66., -3., -2.5]])).tolist() == [3], 'impossible arrivals are not cheap because they are soon'
     with pytest.raises(ValueError, match='at most 1, got 0'): PlanConfig(discount=0.)
+    with pytest.raises(ValueError, match='one of discount and horizon'): PlanConfig(discount=0.9, horizon=3)
+    with pytest.raises(ValueError, match='trained without one'): FarFuturePlanner(PlannerModel(replace(model.config, chain=False)), PlanConfig(absorb=True))
 
 
 def test_the_clean_estimate_is_the_encoding_of_the_belief(model, obs):
@@ -468,7 +471,7 @@ def test_nobody_stands_behind_a_locked_door():
 
 @pytest.mark.parametrize('name, kinds', [('fourrooms', (GOAL,)), ('lavacrossing-n1', (GOAL, LAVA)), ('doorkey-5x5', (GOAL,))])
 def test_an_end_is_an_end(name, kinds):
-    "The termination head knows every place where an episode is over; asked for, nobody moves on from there, and all other steps are as before."
+    "The termination head knows the cells in which an episode is over; asked for, nobody moves on from there, all other steps are as before, and what is too unlikely stays out."
     agent = load_pretrained(name, 'cpu')
     model = agent.planner.model
     obs = torch.stack(Rooms(agent.env_id, range(2_000_000, 2_000_006), model.config).obs)
@@ -480,6 +483,9 @@ def test_an_end_is_an_end(name, kinds):
     assert end.any() and over.amax(1)[end].min() > 0.95 and over[free].max() < 0.1 and over[free].mean() < 0.01
     K = absorbed.shape[2]
     torch.testing.assert_close(absorbed.sum(3), scene.steps.sum(3))
+    both = FarFuturePlanner(model, PlanConfig(absorb=True, least=0.05)).believed(scene).steps
+    assert not ((both > 1e-6) & (both < 0.05)).any()
+    with torch.autocast('cpu', torch.bfloat16), torch.no_grad(): assert (model.ends(model.observe(obs)) - over).abs().max() < 0.1, 'also in half precision'
     leave = lambda steps: steps[:, :, :, K:].sum(3)  # [b, 2, K, W, H], shares of steps to other cells
     torch.testing.assert_close(leave(absorbed), leave(scene.steps) * (1 - over.repeat(1, len(model.world.modes), 1, 1)[:, None]))
     assert (absorbed - scene.steps).abs().movedim((2, 3), (-2, -1)).movedim(1, -1)[(held == EMPTY)].mean() < 1e-3
