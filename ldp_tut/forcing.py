@@ -6,7 +6,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/forcing.html.md"""
 
 # %% auto #0
 __all__ = ['forcing_levels', 'fourier', 'attend', 'Block', 'ForcingConfig', 'Prediction', 'TokenTransformer', 'forcing_loss',
-           'rollout', 'fused_snr']
+           'rollout']
 
 # %% ../nbs/09_forcing.ipynb #e1fc3e8a
 import math
@@ -176,18 +176,3 @@ def rollout(
         x = torch.cat([torch.stack(out[-C:], 1), fresh[:, s:s + 1]], 1)
         out.append(last(sample(model, x, board, schedule=model.schedule, eta=eta, generator=torch.Generator(x.device).manual_seed(seed + s))).x[:, -1])
     return torch.stack(out, 1)
-
-# %% ../nbs/09_forcing.ipynb #59f588f7
-def fused_snr(
-    k: torch.Tensor,          # int64 [B, H]
-    schedule: NoiseSchedule,
-    decay: float = 0.9,       # how much of what is known reaches the next token
-    cap: float = 5.,          # of the signal-to-noise ratio, as in min-SNR weighting
-) -> torch.Tensor:            # [B, H], from 0 to cap
-    "What is known of each token: its own signal-to-noise ratio and, fading with distance, that of the tokens *before* it, never its own twice (Chen et al. 2024, appendix)."
-    a = schedule.alpha_bar[k]
-    own = (a / (1 - a).clamp(min=1e-8) / cap).clamp(max=1)
-    j = torch.arange(k.shape[1], device=k.device)
-    lag = j[:, None] - j - 1                                            # 0 for the token just before
-    before = own @ ((1 - decay) * decay ** lag.clamp(min=0) * (lag >= 0)).T
-    return cap * (1 - (1 - decay * before) * (1 - own))

@@ -116,6 +116,17 @@ def test_fused_weights_do_not_count_a_token_twice():
     assert clean_past > noisy_past and torch.isclose(noisy_past, alone[0, 0], rtol=1e-3)
 
 
+def test_fused_weights_know_the_past_and_never_the_future():
+    schedule, g = cosine_schedule(100), torch.Generator().manual_seed(0)
+    k = torch.randint(0, 101, (50, 9), generator=g)
+    w, own = fused_snr_weight(schedule, k, decay=0.8), min_snr_weight(schedule, k)
+    assert (w >= own - 1e-5).all() and (w <= 5 + 1e-5).all()
+    j = k.clone(); j[:, 4] = 0
+    changed = (fused_snr_weight(schedule, j, decay=0.8) != w).any(0)
+    assert not changed[:4].any() and changed[4:].all()
+    torch.testing.assert_close(w[:, 1], 5 * (1 - (1 - 0.2 * own[:, 0] / 5) * (1 - own[:, 1] / 5)))  # a share of 1 - decay of the token before
+
+
 def test_schedules_and_levels_at_the_door():
     for schedule in (linear_schedule(), cosine_schedule(), sigmoid_schedule()):
         assert schedule.alpha_bar[0] == 1 and len(schedule.alpha_bar) == schedule.K + 1

@@ -4,7 +4,7 @@ import torch
 
 from ldp_tut.board import full_board
 from ldp_tut.ddpm import cosine_schedule, last, sample, seeded_noise
-from ldp_tut.forcing import ForcingConfig, Prediction, TokenTransformer, fused_snr, rollout
+from ldp_tut.forcing import ForcingConfig, Prediction, TokenTransformer, rollout
 
 
 class Line(torch.nn.Module):
@@ -43,18 +43,3 @@ def test_one_token_of_a_rollout_is_the_sampler():
     x = torch.cat([start, seeded_noise(range(5, 8), 1, 2)], 1)
     board = torch.cat([torch.zeros(7, 4, dtype=torch.long), full_board(1, 100, 6)], 1)
     with torch.no_grad(): torch.testing.assert_close(mine, last(sample(model, x, board, schedule=model.schedule)).x[:, -1])
-
-
-def test_fused_snr_counts_the_past_once_and_the_future_never():
-    schedule, g = cosine_schedule(100), torch.Generator().manual_seed(0)
-    k = torch.randint(0, 101, (50, 9), generator=g)
-    w = fused_snr(k, schedule, decay=0.8, cap=5.)
-    own = (schedule.alpha_bar[k] / (1 - schedule.alpha_bar[k]).clamp(min=1e-8)).clamp(max=5.)
-    assert (w >= own - 1e-5).all() and (w <= 5 + 1e-5).all()
-    torch.testing.assert_close(w[:, 0], own[:, 0], msg='the first token has no past')
-    j = k.clone(); j[:, 4] = 0
-    changed = (fused_snr(j, schedule, 0.8) != fused_snr(k, schedule, 0.8)).any(0)
-    assert not changed[:4].any() and changed[4:].all()
-    torch.testing.assert_close(fused_snr(k, schedule, decay=1.)[:, 1:], own[:, 1:])   # nothing is ever learned from the past: (1 - decay) = 0
-    before = 0.2 * own[0, 0] / 5
-    torch.testing.assert_close(w[0, 1], 5 * (1 - (1 - 0.8 * before) * (1 - own[0, 1] / 5)))
