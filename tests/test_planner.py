@@ -677,3 +677,16 @@ def test_the_shipped_planner_takes_nearly_shortest_ways():
 def test_the_other_checkpoints_solve_their_rooms(name, ratio):
     report = evaluate(load_pretrained(name, 'cpu'), 5 if name == 'multiroom-n4-s5' else 10, progress=False)
     assert report['success'] >= 0.9 and report['steps_over_optimum'] <= ratio and report['lawful_rate'] >= 0.97
+
+
+def test_the_ablation_table_has_every_line_that_its_cell_lists():
+    "Three seeds of each, and nothing else: the cell that makes the table is slow and does not run here."
+    import csv, json
+    from pathlib import Path
+    from ldp_tut.board import asset
+    cells = json.loads((Path(__file__).parent.parent / 'nbs/12_planner.ipynb').read_text())['cells']
+    source, names = next(s for s in (''.join(c['source']) for c in cells) if s.startswith('#| slow\nTRAINED')), dict(ORDERS=ORDERS, Decoded=None, InPainter=None)
+    exec(source[source.index('TRAINED'):source.index('def asked')], names)
+    listed = [('SimpleCrossing', v) for v in [*names['TRAINED'], *names['ASKED']]] + [('FourRooms', v) for v in ['the baseline', *names['LARGE']]]
+    with open(asset('ablation_planner.csv')) as f: rows = [(r['task'], r['variant'], int(r['seed'])) for r in csv.DictReader(f)]
+    assert sorted(rows) == sorted((task, v, seed) for task, v in listed for seed in range(3))
