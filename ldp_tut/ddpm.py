@@ -6,12 +6,13 @@ Docs: https://ldp-tut.github.io/ldp_tut/ddpm.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'NoiseSchedule', 'linear_schedule', 'cosine_schedule', 'sigmoid_schedule', 'shifted', 'check_levels',
-           'add_noise', 'convert', 'posterior', 'min_snr_weight', 'fused_snr_weight', 'PointDenoiser', 'train_denoiser',
-           'x0_denoiser', 'Iteration', 'sample_step', 'renoise', 'sample', 'last', 'seeded_noise', 'energy_distance',
-           'digits']
+           'levels_over', 'check_callable', 'check_like', 'add_noise', 'convert', 'posterior', 'min_snr_weight',
+           'fused_snr_weight', 'PointDenoiser', 'train_denoiser', 'x0_denoiser', 'Iteration', 'sample_step', 'renoise',
+           'sample', 'last', 'seeded_noise', 'energy_distance', 'digits']
 
 # %% ../nbs/01_ddpm.ipynb #b8e493b0
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,48 +20,80 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .board import asset, check_board
+from .board import asset, check_between, check_board, check_count, check_finite, check_floats, check_positive
 
 # %% ../nbs/01_ddpm.ipynb #292319e8
+def _check_alpha_bar(alpha_bar):
+    check_finite(check_floats(alpha_bar, 'alpha_bar', '[K+1]'), 'alpha_bar')
+    if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
+        raise ValueError(f'alpha_bar needs K+1 >= 2 entries, got {list(alpha_bar.shape)}')
+    if alpha_bar[0] != 1:
+        raise ValueError('alpha_bar[0] must be 1 (level 0 is clean), '
+                         f'got {float(alpha_bar[0])}')
+    if (alpha_bar.diff() >= 0).any() or alpha_bar[-1] <= 0:
+        raise ValueError('alpha_bar must fall strictly and stay above 0 (in float32)')
+
 class NoiseSchedule(nn.Module):
-    "The signal that survives at each of K+1 levels: `alpha_bar[0] = 1` is clean, `alpha_bar[K]` is (almost) pure noise."
+    """The signal that survives at each of K+1 levels.
+
+    `alpha_bar[0] = 1` is clean, `alpha_bar[K]` is (almost) pure noise."""
     def __init__(self,
         alpha_bar: torch.Tensor,  # float [K+1], from exactly 1, falling
         name: str = 'custom',     # what it is called in a checkpoint
     ):
         super().__init__()
-        if not isinstance(alpha_bar, torch.Tensor) or not alpha_bar.dtype.is_floating_point: raise TypeError(f'alpha_bar must be a floating-point tensor [K+1], got {getattr(alpha_bar, "dtype", type(alpha_bar).__name__)}')
-        if alpha_bar.ndim != 1 or len(alpha_bar) < 2: raise ValueError(f'alpha_bar needs K+1 >= 2 entries, got shape {list(alpha_bar.shape)}')
-        if alpha_bar[0] != 1: raise ValueError(f'alpha_bar[0] must be 1 (level 0 is clean), got {float(alpha_bar[0])}')
-        if (alpha_bar.diff() >= 0).any() or alpha_bar[-1] <= 0: raise ValueError('alpha_bar must fall strictly and stay above 0')
+        check_floats(alpha_bar, 'alpha_bar', '[K+1]')
+        _check_alpha_bar(alpha_bar.float())
         self.name = name
         self.register_buffer('alpha_bar', alpha_bar.float(), persistent=False)
 
+    def _apply(self, fn, *args):
+        "Half precision would round small signals to 0: never less than float32."
+        kept = self.alpha_bar
+        super()._apply(fn, *args)
+        if self.alpha_bar.dtype in (torch.float16, torch.bfloat16):
+            self.alpha_bar = kept.to(self.alpha_bar.device)
+        return self
+
     @property
     def K(self): return len(self.alpha_bar) - 1
-    def snr(self, k): a = self.alpha_bar[k]; return a / (1 - a)
-    def extra_repr(self): return f'{self.name}, K={self.K}, alpha_bar[K]={float(self.alpha_bar[-1]):.2g}'
+
+    def snr(self, k):
+        a = self.alpha_bar[k]
+        return a / (1 - a)
+
+    def at(self, k, x):
+        "alpha_bar at the levels k [B, H], shaped to multiply x [B, H, ...]."
+        return self.alpha_bar[levels_over(k, x, self.K)]
+
+    def extra_repr(self):
+        return f'{self.name}, K={self.K}, alpha_bar[K]={float(self.alpha_bar[-1]):.2g}'
 
 # %% ../nbs/01_ddpm.ipynb #2c2bff36
 def _from_betas(betas, name):
-    return NoiseSchedule(torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)]), name)
-
-def _count(K):
-    if not isinstance(K, int) or isinstance(K, bool) or K < 1: raise ValueError(f'K must be a number of levels, an integer of at least 1, got {K!r}')
+    kept = (1 - betas.double()).cumprod(0)
+    return NoiseSchedule(torch.cat([kept.new_ones(1), kept]), name)
 
 def linear_schedule(
     K: int = 1000,              # levels
     beta_start: float = 1e-4,   # first variance added
     beta_end: float = 0.02,     # last variance added
 ) -> NoiseSchedule:
-    "Ho et al. 2020: the added variance grows linearly. Made for K near 1000; with few levels raise `beta_end`."
-    _count(K)
-    if not 0 < beta_start <= beta_end < 1: raise ValueError(f'betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}')
-    return _from_betas(torch.linspace(beta_start, beta_end, K, dtype=torch.float64), 'linear')
+    """Ho et al. 2020: the added variance grows linearly.
+
+    Made for K near 1000; with few levels raise `beta_end`."""
+    K = check_count(K, 'K')
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError('betas must satisfy 0 < beta_start <= beta_end < 1, '
+                         f'got {beta_start} and {beta_end}')
+    betas = torch.linspace(beta_start, beta_end, K, dtype=torch.float64)
+    return _from_betas(betas, 'linear')
 
 # %% ../nbs/01_ddpm.ipynb #223075ad
 def _from_curve(curve, K, name, cap=0.999):
-    "Betas of a continuous alpha-bar curve, capped as Nichol and Dhariwal do so that the last step stays finite."
+    """Betas of a continuous alpha-bar curve.
+
+    Capped, as by Nichol and Dhariwal, so that the last step stays finite."""
     u = torch.arange(K + 1, dtype=torch.float64) / K
     a = curve(u)
     return _from_betas((1 - a[1:] / a[:-1]).clamp(max=cap), name)
@@ -70,9 +103,10 @@ def cosine_schedule(
     s: float = 0.008,  # offset near the clean end
 ) -> NoiseSchedule:
     "Nichol and Dhariwal 2021, eq. 17: signal falls as a squared cosine."
-    _count(K)
+    K, s = check_count(K, 'K'), check_finite(s, 's')
     if s < 0: raise ValueError(f's must be 0 or more, got {s}')
-    return _from_curve(lambda u: torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2, K, 'cosine')
+    def curve(u): return torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+    return _from_curve(curve, K, 'cosine')
 
 # %% ../nbs/01_ddpm.ipynb #462b94f3
 def sigmoid_schedule(
@@ -82,10 +116,13 @@ def sigmoid_schedule(
     tau: float = 1.,     # temperature
 ) -> NoiseSchedule:
     "Jabri et al. 2022: signal falls as a sigmoid."
-    _count(K)
-    if not start < end or tau <= 0: raise ValueError(f'a sigmoid needs start < end and tau > 0, got start={start}, end={end}, tau={tau}')
-    edge = lambda v: torch.sigmoid(torch.tensor(v / tau, dtype=torch.float64))
-    curve = lambda u: (edge(end) - torch.sigmoid((u * (end - start) + start) / tau)) / (edge(end) - edge(start))
+    K, tau = check_count(K, 'K'), check_positive(tau, 'tau')
+    start, end = check_finite(start, 'start'), check_finite(end, 'end')
+    if not start < end:
+        raise ValueError(f'a sigmoid needs start < end, got start={start}, end={end}')
+    low, high = torch.tensor([start, end], dtype=torch.float64).div(tau).sigmoid()
+    def curve(u):
+        return (high - torch.sigmoid((u * (end - start) + start) / tau)) / (high - low)
     return _from_curve(curve, K, 'sigmoid')
 
 SCHEDULES = dict(linear=linear_schedule, cosine=cosine_schedule, sigmoid=sigmoid_schedule)
@@ -93,83 +130,126 @@ SCHEDULES = dict(linear=linear_schedule, cosine=cosine_schedule, sigmoid=sigmoid
 # %% ../nbs/01_ddpm.ipynb #d335e559
 def shifted(
     schedule: NoiseSchedule,
-    factor: float = 1.,  # noise, relative to the signal, times this
+    factor: float = 1.,  # noise amplitude, relative to the signal's, times this
 ) -> NoiseSchedule:
-    "A schedule whose noise-to-signal ratio is `factor` times larger at every level (Hoogeboom et al. 2023, eq. 3). Raises `ValueError` unless factor is positive."
-    if not factor > 0: raise ValueError(f'factor must be positive, got {factor}')
-    a = schedule.alpha_bar.double()
-    return NoiseSchedule(a / (a + factor ** 2 * (1 - a)), schedule.name if factor == 1 else f'{schedule.name} x {factor:g}')
+    """A schedule whose sigma = sqrt((1 - alpha_bar) / alpha_bar) is `factor` times larger.
+
+    The signal-to-noise ratio of variances falls by factor² at every level
+    (Hoogeboom et al. 2023, eq. 3)."""
+    factor, a = check_positive(factor, 'factor'), schedule.alpha_bar.double()
+    name = schedule.name if factor == 1 else f'{schedule.name} x {factor:g}'
+    return NoiseSchedule(a / (a + factor ** 2 * (1 - a)), name)
 
 # %% ../nbs/01_ddpm.ipynb #3e6ac534
 def check_levels(
     k: torch.Tensor,   # noise levels, any shape
     K: int,            # trained levels
-) -> torch.Tensor:     # the same levels
-    "Raise `TypeError` or `ValueError` unless these are integer levels in 0..K. On a GPU the range is not looked at: that would make it wait."
-    if not isinstance(k, torch.Tensor): raise TypeError(f'levels k must be an integer tensor, got {type(k).__name__}')
-    if k.dtype.is_floating_point or k.dtype == torch.bool: raise TypeError(f'levels k must be integers, got {k.dtype}')
-    if k.device.type == 'cpu' and k.numel() and (int(k.min()) < 0 or int(k.max()) > K): raise ValueError(f'levels must lie in 0..{K}, got {int(k.min())}..{int(k.max())}')
-    return k
+) -> torch.Tensor:     # the same levels, int64
+    """Raise `TypeError` or `ValueError` unless these are integer levels in 0..K; any kind of integer becomes int64.
 
-def _levels(k, x, K):
-    "Levels that fit x, broadcast to its token axis."
-    check_levels(k, K)
-    if not x.dtype.is_floating_point: raise TypeError(f'x must be a floating-point tensor, got {x.dtype}')
+    On a GPU the range is not looked at: that would make it wait."""
+    if not isinstance(k, torch.Tensor): raise TypeError(f'levels k must be an integer tensor, got {type(k).__name__}')
+    if k.dtype.is_floating_point or k.dtype.is_complex or k.dtype == torch.bool:
+        raise TypeError(f'levels k must be integers, got {k.dtype}')
+    if k.device.type == 'cpu' and k.numel() and (int(k.min()) < 0 or int(k.max()) > K):
+        raise ValueError(f'levels must lie in 0..{K}, got {int(k.min())}..{int(k.max())}')
+    return k.long()  # uint8 would be read as a mask where it is used as an index
+
+def levels_over(
+    k: torch.Tensor,   # levels [B, H], or of any leading axes of x
+    x: torch.Tensor,   # floats: tokens that are vectors [B, H, D] or maps [B, H, C, rows, cols]
+    K: int,            # trained levels
+) -> torch.Tensor:     # int64 [B, H, 1, ...]: as many axes as x
+    "Levels that broadcast over whatever a token is. Raises `TypeError` and `ValueError` for levels that do not fit x."
+    k = check_levels(k, K)
+    check_floats(x, 'x', '[B, H, ...]')
     if k.device != x.device: raise ValueError(f'levels k are on {k.device} and x on {x.device}: move one of them')
-    if k.shape != x.shape[:k.ndim]: raise ValueError(f'levels k {list(k.shape)} do not match the leading axes of x {list(x.shape)}')
+    if k.shape != x.shape[:k.ndim]:
+        raise ValueError(f'levels k {list(k.shape)} do not match the leading axes of x {list(x.shape)}')
     return k.reshape(k.shape + (1,) * (x.ndim - k.ndim))
+
+def _at_least_one(k, why):
+    if k.device.type == 'cpu' and k.numel() and int(k.min()) < 1:
+        raise ValueError(f'levels k must be at least 1 {why}, got {int(k.min())}')
+
+def check_callable(
+    f,
+    name: str,   # what the caller calls it
+    args: str,   # how it will be called, for the error: '(x, k, times)'
+):               # f
+    "Raise `TypeError` unless this can be called."
+    if not callable(f): raise TypeError(f'{name} must be callable as {args}, got {type(f).__name__}')
+    return f
+
+def check_like(
+    value: torch.Tensor,
+    name: str,            # what the caller calls it
+    x: torch.Tensor,      # what it must look like
+    of: str = 'x',        # what the caller calls that
+) -> torch.Tensor:        # value
+    "Raise unless this is a tensor of the shape of x, on its device."
+    if not isinstance(value, torch.Tensor): raise TypeError(f'{name} must be a tensor like {of}, got {type(value).__name__}')
+    if value.shape != x.shape: raise ValueError(f'{name} {list(value.shape)} must have the shape of {of} {list(x.shape)}')
+    if value.device != x.device: raise ValueError(f'{name} is on {value.device} and {of} on {x.device}: move one of them')
+    return value
 
 # %% ../nbs/01_ddpm.ipynb #51f7358d
 def add_noise(
     schedule: NoiseSchedule,
-    x0: torch.Tensor,     # clean, [B, H, D] (or any shape)
-    k: torch.Tensor,      # int64 levels, [B, H] (or any leading axes of x0): one level per token
+    x0: torch.Tensor,     # clean tokens: vectors [B, H, D], maps [B, H, C, rows, cols]
+    k: torch.Tensor,      # int64 levels [B, H] (or any leading axes of x0)
     noise: torch.Tensor,  # standard normal, like x0
 ) -> torch.Tensor:        # x^k, like x0
-    "Jump to level k in one go: x^k = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise. Raises for levels out of range or shapes that do not match."
-    if noise.shape != x0.shape: raise ValueError(f'noise {list(noise.shape)} must have the shape of x0 {list(x0.shape)}')
-    if noise.device != x0.device: raise ValueError(f'noise is on {noise.device} and x0 on {x0.device}: move one of them')
-    a = schedule.alpha_bar[_levels(k, x0, schedule.K)]
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise
+    """Jump to level k in one go: x^k = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise.
+
+    Raises for levels out of range or shapes that do not match."""
+    check_like(noise, 'noise', x0, 'x0')
+    a = schedule.at(k, x0)
+    return (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(x0.dtype)
 
 # %% ../nbs/01_ddpm.ipynb #ac00ec58
 def _target(name):
-    if name not in ('eps', 'x0', 'v'): raise ValueError(f"parametrisation must be 'eps', 'x0' or 'v', got {name!r}")
+    if name not in ('eps', 'x0', 'v'):
+        raise ValueError(f"parametrisation must be 'eps', 'x0' or 'v', got {name!r}")
 
 def convert(
     schedule: NoiseSchedule,
-    x: torch.Tensor,      # x^k, [B, H, D]
+    x: torch.Tensor,      # x^k, [B, H, ...]
     k: torch.Tensor,      # int64 levels, [B, H]
     value: torch.Tensor,  # what a network predicts, like x
     source: str,          # 'eps', 'x0' or 'v': what `value` is
     target: str,          # 'eps', 'x0' or 'v': what is wanted
 ) -> torch.Tensor:        # like x
-    "Between the three parametrisations. v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho 2022)."
-    for name in (source, target):
-        _target(name)
-    if value.shape != x.shape: raise ValueError(f'value {list(value.shape)} must have the shape of x {list(x.shape)}')
+    """Between the three parametrisations (Salimans and Ho 2022).
+
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0."""
+    for name in (source, target): _target(name)
+    check_like(value, 'value', x)
     if source == target: return value
-    a = schedule.alpha_bar[_levels(k, x, schedule.K)]
+    a = schedule.at(k, x)
     s, n = a.sqrt(), (1 - a).sqrt()
     if source == 'eps': x0, eps = (x - n * value) / s, value
     elif source == 'v': x0, eps = s * x - n * value, n * x + s * value
-    else: x0, eps = value, (x - s * value) / n.clamp(min=1e-12)  # at level 0 there is no noise to name
+    else: x0, eps = value, (x - s * value) / n.clamp(min=1e-12)  # no noise at level 0
     return {'x0': x0, 'eps': eps, 'v': s * eps - n * x0}[target]
 
 # %% ../nbs/01_ddpm.ipynb #f8c7eafa
 def posterior(
     schedule: NoiseSchedule,
-    x: torch.Tensor,    # x^k, [B, H, D]
+    x: torch.Tensor,    # x^k, [B, H, ...]
     x0: torch.Tensor,   # clean, like x
     k: torch.Tensor,    # int64 levels [B, H], from 1
-) -> tuple:             # mean like x, variance [B, H, 1]
-    "Mean and variance of q(x^(k-1) | x^k, x^0): Ho et al. 2020, eqs. 6 and 7. Raises `ValueError` at level 0, which has no level below."
-    if x0.shape != x.shape: raise ValueError(f'x0 {list(x0.shape)} must have the shape of x {list(x.shape)}')
-    level = _levels(k, x, schedule.K)
-    if k.device.type == 'cpu' and k.numel() and int(k.min()) < 1: raise ValueError(f'levels k must be at least 1 to have a level below, got {int(k.min())}')
+) -> tuple:             # mean like x, variance [B, H, 1, ...]
+    """Mean and variance of q(x^(k-1) | x^k, x^0): Ho et al. 2020, eqs. 6 and 7.
+
+    Raises `ValueError` at level 0, which has no level below."""
+    check_like(x0, 'x0', x)
+    level = levels_over(k, x, schedule.K)
+    _at_least_one(k, 'to have a level below')
     a, b = schedule.alpha_bar[level], schedule.alpha_bar[level - 1]
     beta = 1 - a / b
-    return (b.sqrt() * beta * x0 + (a / b).sqrt() * (1 - b) * x) / (1 - a), (1 - b) / (1 - a) * beta
+    mean = (b.sqrt() * beta * x0 + (a / b).sqrt() * (1 - b) * x) / (1 - a)
+    return mean, (1 - b) / (1 - a) * beta
 
 # %% ../nbs/01_ddpm.ipynb #4455279d
 def _weight_for(x0_weight, snr, target):
@@ -294,107 +374,168 @@ def x0_denoiser(
 class Iteration(NamedTuple):
     "What `sample` yields after each row of the board."
     m: int             # the row reached; 0 is the start
-    x: torch.Tensor    # [B, H, D] at the levels of row m
+    x: torch.Tensor    # [B, H, ...] at the levels of row m
     prediction: Any    # what `denoise` returned on the way here (None at the start)
 
-def _x0(prediction): return prediction.x0 if hasattr(prediction, 'x0') else prediction
+def _x0(prediction, x):
+    "The clean estimate in whatever a denoiser returned."
+    x0 = prediction.x0 if hasattr(prediction, 'x0') else prediction
+    return check_like(x0, "the denoiser's clean estimate", x)
+
+def _without_graph(prediction):
+    "The same, every tensor in it detached."
+    if isinstance(prediction, torch.Tensor): return prediction.detach()
+    if isinstance(prediction, dict):
+        return {name: _without_graph(v) for name, v in prediction.items()}
+    if isinstance(prediction, tuple):
+        parts = [_without_graph(v) for v in prediction]
+        return type(prediction)(*parts) if hasattr(prediction, '_fields') else tuple(parts)
+    return prediction
+
+# %% ../nbs/01_ddpm.ipynb #a5e1f00e
+def _guided(denoise, guide, x, k, times):
+    "The denoiser's prediction, and the guide's gradient at x."
+    with torch.inference_mode(False), torch.enable_grad():
+        # tensors made in inference mode cannot take part in a gradient; their copies can
+        leaf, k, times = x.detach().clone().requires_grad_(), k.clone(), times.clone()
+        prediction = denoise(leaf, k, times)
+        _x0(prediction, x)
+        gradient = guide(leaf, k, times, prediction)
+    return prediction, check_like(gradient, "the guide's gradient", x).detach()
+
+# %% ../nbs/01_ddpm.ipynb #a5e1f00f
+def _check_step(x, k_from, k_to, times, schedule, eta, noise):
+    "Levels that broadcast over x, or a clear error."
+    _check_tokens(x)
+    for name, t in dict(k_from=k_from, k_to=k_to, times=times).items():
+        if t.shape != x.shape[:2]: raise ValueError(f'{name} must be [B, H] = {list(x.shape[:2])}, got {list(t.shape)}')
+    if k_from.device.type == 'cpu' and (k_to > k_from).any():
+        raise ValueError('k_to is above k_from for some token: sampling only lowers levels')
+    if check_between(eta, 'eta', 0, 1) and noise is None: raise ValueError(f'eta={eta} draws noise: pass noise like x')
+    if eta: check_like(noise, 'noise', x)
+    return levels_over(k_from, x, schedule.K), levels_over(k_to, x, schedule.K)
+
+def _check_tokens(x):
+    check_floats(x, 'x', '[B, H, D] or [B, H, C, rows, cols]')
+    if x.ndim < 3: raise ValueError(f'x must be [B, H, D] or [B, H, C, rows, cols], got {list(x.shape)}')
+
+def _fit_together(x, board, times, schedule):
+    "x, a board for every sample and times for every token, or a clear error."
+    _check_tokens(x)
+    if not x.numel(): raise ValueError(f'x must be [B, H, ...] with at least one number, got {list(x.shape)}')
+    if schedule.alpha_bar.device != x.device:
+        raise ValueError(f'the schedule is on {schedule.alpha_bar.device} and x on {x.device}: move one of them')
+    B, H = x.shape[:2]
+    check_board(board, schedule.K, H)
+    board = (board[:, None].expand(-1, B, -1) if board.ndim == 2 else board).long()
+    if board.shape[1] != B: raise ValueError(f'the board is for {board.shape[1]} samples, x has {B}')
+    if times is None: times = torch.arange(H, dtype=torch.float32, device=x.device)
+    if times.shape not in ((H,), (B, H), (1, H)):
+        raise ValueError(f'times must be [H] = [{H}] or [B, H] = [{B}, {H}], got {list(times.shape)}')
+    return x, board, times.expand(B, H)
+
+def _never_below(k_to, k_from):
+    if k_from.device.type == 'cpu' and (k_to < k_from).any():
+        raise ValueError('k_to is below k_from for some token: noise is only added here, sampling takes it away')
+
+def _check_noise(noise, need, x):
+    "Noise for every draw, like x each."
+    if noise is not None and len(noise) < need:
+        raise ValueError(f'noise must hold {need} draws like x (iterations × (2 × recurrences - 1)), got {len(noise)}')
 
 # %% ../nbs/01_ddpm.ipynb #fd011aa3
 def sample_step(
-    denoise: Callable,       # (x, k, times) -> x0 estimate [B, H, D], or an object with an `x0`
-    x: torch.Tensor,         # [B, H, D]
+    denoise: Callable,       # (x, k, times) -> x0 estimate like x, or an object with `x0`
+    x: torch.Tensor,         # vectors [B, H, D] or maps [B, H, C, rows, cols]
     k_from: torch.Tensor,    # int64 [B, H]: the level of each token now
     k_to: torch.Tensor,      # int64 [B, H]: the level wanted, never above k_from
     times: torch.Tensor,     # float [B, H]: offset of each token from now, in env steps
     *,
     schedule: NoiseSchedule,
-    guide: Callable = None,  # (x, k, times, prediction) -> gradient of a log-probability, per token [B, H, D]
+    guide: Callable = None,  # (x, k, times, prediction) -> gradient of a log-probability
     eta: float = 0.,         # 0: DDIM, 1: DDPM's ancestral noise
     noise: torch.Tensor = None,  # standard normal like x; needed when eta > 0
     return_prediction: bool = False,
-) -> torch.Tensor:           # [B, H, D] at k_to
-    """The one step every sampler in this book is made of (Song et al. 2021, eq. 12, one level per token).
+) -> torch.Tensor:           # like x, at k_to
+    """The one step of every sampler here (Song et al. 2021, eq. 12, a level per token).
 
-    A token whose level does not change is copied bit for bit. Guidance moves the x0 estimate by (1 - alpha_bar) / sqrt(alpha_bar)
-    times the guide's gradient, which is classifier guidance (Dhariwal and Nichol 2021) in x0 form. Raises `ValueError` on shapes
-    that do not match, levels out of range or rising, and stochastic steps without noise."""
-    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point or x.ndim != 3: raise TypeError(f'x must be a floating-point tensor [B, H, D], got {getattr(x, "dtype", type(x).__name__)} {list(getattr(x, "shape", []))}')
-    for name, t in dict(k_from=k_from, k_to=k_to, times=times).items():
-        if t.shape != x.shape[:2]: raise ValueError(f'{name} must be [B, H] = {list(x.shape[:2])}, got {list(t.shape)}')
-    f, g = _levels(k_from, x, schedule.K), _levels(k_to, x, schedule.K)
-    if k_from.device.type == 'cpu' and (k_to > k_from).any(): raise ValueError('k_to is above k_from for some token: sampling only lowers levels')
-    if eta and noise is None: raise ValueError(f'eta={eta} draws noise: pass noise [B, H, D]')
-    a, b = schedule.alpha_bar[f], schedule.alpha_bar[g]
+    A token whose level does not change is copied bit for bit. A guide moves the clean
+    estimate by (1 - alpha_bar) / sqrt(alpha_bar) times its gradient: classifier guidance
+    (Dhariwal and Nichol 2021) in x0 form. The denoiser is called in the precision of x,
+    half or double; the step is done in float32 at least, and comes back in x's. Raises on
+    shapes that do not match, levels out of range or rising, and noise that is missing."""
+    f, g = _check_step(x, k_from, k_to, times, schedule, eta, noise)
+    a, b, k_from = schedule.alpha_bar[f], schedule.alpha_bar[g], k_from.long()
     if guide is None:
-        prediction = denoise(x, k_from, times); x0 = _x0(prediction)
+        prediction = denoise(x, k_from, times)
+        x0 = _x0(prediction, x)
     else:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            prediction = denoise(leaf, k_from, times)
-            gradient = guide(leaf, k_from, times, prediction)
-        x, x0 = x.detach(), _x0(prediction).detach() + (1 - a) / a.sqrt() * gradient.detach()
+        prediction, gradient = _guided(denoise, guide, x, k_from, times)
+        x, x0 = x.detach(), _x0(prediction, x).detach() + (1 - a) / a.sqrt() * gradient
     eps = (x - a.sqrt() * x0) / (1 - a).sqrt().clamp(min=1e-12)
-    sigma = eta * ((1 - b) / (1 - a).clamp(min=1e-12) * (1 - a / b)).clamp(min=0).sqrt()
+    spread = (1 - b) / (1 - a).clamp(min=1e-12) * (1 - a / b)
+    sigma = eta * spread.clamp(min=0).sqrt()
     out = b.sqrt() * x0 + (1 - b - sigma ** 2).clamp(min=0).sqrt() * eps
     if eta: out = out + sigma * noise
-    out = torch.where(f == g, x, out)
+    out = torch.where(f == g, x, out.to(x.dtype))
     return (out, prediction) if return_prediction else out
-
-# %% ../nbs/01_ddpm.ipynb #820e11aa
-def _fit_together(x, board, times, schedule):
-    "x, a board for every sample and times for every token, or a clear error."
-    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point: raise TypeError(f'x must be a floating-point tensor [B, H, D], got {getattr(x, "dtype", type(x).__name__)}')
-    if x.ndim != 3 or not x.numel(): raise ValueError(f'x must be [B, H, D] with at least one number, got {list(x.shape)}')
-    if schedule.alpha_bar.device != x.device: raise ValueError(f'the schedule is on {schedule.alpha_bar.device} and x on {x.device}: move one of them')
-    B, H, _ = x.shape
-    check_board(board, schedule.K, H)
-    if board.ndim == 2: board = board[:, None].expand(-1, B, -1)
-    if board.shape[1] != B: raise ValueError(f'the board is for {board.shape[1]} samples, x has {B}')
-    if times is None: times = torch.arange(H, dtype=x.dtype, device=x.device)
-    if times.shape not in ((H,), (B, H), (1, H)): raise ValueError(f'times must be [H] = [{H}] or [B, H] = [{B}, {H}], got {list(times.shape)}')
-    return x, board, times.expand(B, H)
 
 # %% ../nbs/01_ddpm.ipynb #56178408
 def renoise(
     schedule: NoiseSchedule,
-    x: torch.Tensor,       # [B, H, D] at k_from
+    x: torch.Tensor,       # [B, H, ...] at k_from
     k_from: torch.Tensor,  # int64 levels [B, H]
     k_to: torch.Tensor,    # int64 levels [B, H], never below k_from
     noise: torch.Tensor,   # standard normal like x
-) -> torch.Tensor:         # [B, H, D] at k_to
-    "Noise what is already noisy; tokens whose level does not change are copied. Raises `ValueError` for a level that falls."
-    if noise.shape != x.shape: raise ValueError(f'noise {list(noise.shape)} must have the shape of x {list(x.shape)}')
-    f, g = _levels(k_from, x, schedule.K), _levels(k_to, x, schedule.K)
-    if k_from.device.type == 'cpu' and (k_to < k_from).any(): raise ValueError('k_to is below k_from for some token: noise is only added here, sampling takes it away')
+) -> torch.Tensor:         # like x, at k_to
+    """Noise what is already noisy; tokens whose level does not change are copied.
+
+    Raises `ValueError` for a level that falls."""
+    check_like(noise, 'noise', x)
+    f, g = levels_over(k_from, x, schedule.K), levels_over(k_to, x, schedule.K)
+    _never_below(k_to, k_from)
     a = schedule.alpha_bar[g] / schedule.alpha_bar[f]
-    return torch.where(f == g, x, a.sqrt() * x + (1 - a).sqrt() * noise)
+    return torch.where(f == g, x, (a.sqrt() * x + (1 - a).sqrt() * noise).to(x.dtype))
 
 # %% ../nbs/01_ddpm.ipynb #ab315415
 def sample(
     denoise: Callable,           # as in `sample_step`
-    x: torch.Tensor,             # [B, H, D]: noise, with pinned tokens already in place
+    x: torch.Tensor,             # [B, H, ...]: noise, with pinned tokens in place
     board: torch.Tensor,         # int64 [M+1, H] or [M+1, B, H]
     times: torch.Tensor = None,  # float [B, H] or [H]; default 0, 1, 2, ...
     *,
     schedule: NoiseSchedule,
     guide: Callable = None,
     eta: float = 0.,
-    noise: torch.Tensor = None,  # [M * (2 * recurrences - 1), B, H, D] (see `seeded_noise`); drawn from `generator` when missing
+    noise: torch.Tensor = None,  # [M * (2 * recurrences - 1), B, H, ...]; default drawn
     generator: torch.Generator = None,
-    recurrences: int = 1,        # times each row is done, with noise added back in between
+    recurrences: int = 1,        # times each row is done, noising up in between
+    keep_graph: bool = False,    # so that one can differentiate through the whole walk
 ) -> Iterator[Iteration]:
-    "Walk down a board, yielding every intermediate state, so that a film costs nothing. Raises `ValueError` for a board or an x that does not fit."
+    """Walk down a board, yielding every intermediate state: a film costs nothing.
+
+    Raises `ValueError` for a board or an x that does not fit. With a guide, every step
+    starts from a detached x, whatever `keep_graph` says."""
     x, board, times = _fit_together(x, board, times, schedule)
-    if recurrences < 1: raise ValueError(f'recurrences must be at least 1, got {recurrences}')
-    draw = lambda i: torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) if noise is None else noise[i]
-    moving = (board.diff(dim=0) != 0).flatten(1).any(1).tolist()  # asked once, before the loop, while the board is on the CPU
-    board, prediction, each = board.to(x.device), None, 2 * recurrences - 1
+    each = 2 * check_count(recurrences, 'recurrences') - 1
+    draws = each if check_between(eta, 'eta', 0, 1) or recurrences > 1 else 0
+    _check_noise(noise, draws * (len(board) - 1), x)
+    def draw(i):
+        if noise is not None: return noise[i]
+        return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    # which rows move is asked once, before the loop, while the board is on the CPU
+    moving = (board.diff(dim=0) != 0).flatten(1).any(1).tolist()
+    board, prediction = board.to(x.device), None
     yield Iteration(0, x, None)
     for m, moves in enumerate(moving):
         for r in range(recurrences if moves else 0):
-            if r: x = renoise(schedule, x, board[m + 1], board[m], draw(m * each + 2 * r - 1))
-            x, prediction = sample_step(denoise, x, board[m], board[m + 1], times, schedule=schedule, guide=guide, eta=eta,
-                                        noise=draw(m * each + 2 * r) if eta else None, return_prediction=True)
+            now, then, i = board[m], board[m + 1], m * each + 2 * r
+            if r: x = renoise(schedule, x, then, now, draw(i - 1))
+            with torch.set_grad_enabled(keep_graph and torch.is_grad_enabled()):
+                x, prediction = sample_step(
+                    denoise, x, now, then, times, schedule=schedule, guide=guide, eta=eta,
+                    noise=draw(i) if eta else None, return_prediction=True)
+            if not keep_graph: prediction = _without_graph(prediction)
         yield Iteration(m + 1, x, prediction)
 
 # %% ../nbs/01_ddpm.ipynb #da009478
@@ -402,16 +543,20 @@ def last(iterations: Iterator) -> Iteration:
     "Run a sampler to its end and keep the final state only."
     state = None
     for state in iterations: pass
-    if state is None: raise ValueError('iterations is empty: `last` takes what `sample` returns, once')
+    if state is None:
+        raise ValueError('iterations is empty: `last` takes what `sample` returns, once')
     return state
 
 def seeded_noise(
     seeds,             # one integer per sample
     *shape: int,       # of one sample
 ) -> torch.Tensor:     # [len(seeds), *shape]
-    "Standard normal noise that depends only on each sample's own seed: the same in a batch of 1 and of 64."
+    """Standard normal noise that depends only on each sample's own seed.
+
+    So a sample is the same in a batch of 1 and of 64."""
     if not len(seeds): raise ValueError('seeds is empty: give one integer per sample')
-    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+    def one(seed): return torch.Generator().manual_seed(operator.index(seed))
+    return torch.stack([torch.randn(*shape, generator=one(s)) for s in seeds])
 
 # %% ../nbs/01_ddpm.ipynb #7b78a531
 def energy_distance(

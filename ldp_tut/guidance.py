@@ -13,37 +13,57 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .ddpm import NoiseSchedule
+from .board import check_count, check_finite, check_positive
+from .ddpm import NoiseSchedule, check_callable
+
+# %% ../nbs/03_guidance.ipynb #b0d1e5a1
+def _one_per_sample(value, x):
+    if value.shape[:1] != x.shape[:1]:
+        raise ValueError(f'log_prob must return one value per sample, [B] = [{len(x)}], got {list(value.shape)}: '
+                         'do not average over the batch')
+
+def _has_head(prediction, head):
+    found = getattr(prediction, 'heads', {})
+    if head not in found: raise ValueError(f'the denoiser has no head {head!r}; it has {sorted(found)}')
+    return found[head]
+
+def _points_in_the_plane(x, k):
+    if x.shape[1:] != (1, 2) or k.shape != x.shape[:2]:
+        raise ValueError(f'x must be [B, 1, 2] with levels k [B, 1], got {list(x.shape)} and {list(k.shape)}')
 
 # %% ../nbs/03_guidance.ipynb #e613d92d
 class ClassifierGuide:
-    """Push every token up the gradient of a log-probability of the noisy sample, log p(y | x^k) (Dhariwal and Nichol 2021, algorithm 2; @eq-guide).
+    """Push every token up the gradient of log p(y | x^k), x^k being the noisy sample.
 
-    The score is *summed* over the batch, so one sample's push does not depend on how many others there are."""
+    (Dhariwal and Nichol 2021, algorithm 2; @eq-guide.) Tokens may be vectors or maps. The
+    log-probability is *summed* over the batch, so one sample's push does not depend on how
+    many others there are."""
     def __init__(self,
-        log_prob: Callable,   # (x, k, times, prediction) -> [B], or any shape whose leading axis is B
-        scale: float = 1.,    # 1 samples the conditional; more sharpens it, and is no longer a sample of p(x) p(y|x)^scale
+        log_prob: Callable,   # (x, k, times, prediction) -> [B, ...]
+        scale: float = 1.,    # 1 samples the conditional; more is no tilted density
     ):
-        if not callable(log_prob): raise TypeError(f'log_prob must be callable as (x, k, times, prediction), got {type(log_prob).__name__}')
-        self.log_prob, self.scale = log_prob, scale
+        self.log_prob = check_callable(log_prob, 'log_prob', '(x, k, times, prediction)')
+        self.scale = check_finite(scale, 'scale')
 
     def __call__(self, x, k, times, prediction):
         value = self.log_prob(x, k, times, prediction)
-        if value.shape[:1] != x.shape[:1]: raise ValueError(f'log_prob must return one value per sample, [B] = [{len(x)}], got {list(value.shape)}: do not average over the batch')
+        _one_per_sample(value, x)
         gradient, = torch.autograd.grad(value.sum(), x)
         return self.scale * gradient
 
 # %% ../nbs/03_guidance.ipynb #dd0e6b0e
 class ClassifierFree:
-    "A denoiser made of a conditional and an unconditional one, mixed by @eq-cfg (Ho and Salimans 2022). Used in place of `denoise`; it needs no guide."
+    """A conditional and an unconditional denoiser, mixed by @eq-cfg (Ho and Salimans 2022).
+
+    Used in place of `denoise`; it needs no guide. Tokens may be vectors or maps."""
     def __init__(self,
         conditional: Callable,    # (x, k, times) -> x0 estimate given what is wanted
         unconditional: Callable,  # (x, k, times) -> x0 estimate given nothing
-        scale: float = 1.,        # 0 unconditional, 1 conditional, more exaggerates the difference
+        scale: float = 1.,        # 0 unconditional, 1 conditional, more exaggerates
     ):
-        for name, f in dict(conditional=conditional, unconditional=unconditional).items():
-            if not callable(f): raise TypeError(f'{name} must be callable as (x, k, times), got {type(f).__name__}')
-        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+        self.conditional = check_callable(conditional, 'conditional', '(x, k, times)')
+        self.unconditional = check_callable(unconditional, 'unconditional', '(x, k, times)')
+        self.scale = check_finite(scale, 'scale')
 
     def __call__(self, x, k, times=None):
         without = self.unconditional(x, k, times)
@@ -51,67 +71,88 @@ class ClassifierFree:
 
 # %% ../nbs/03_guidance.ipynb #0a58e5e9
 class GridDensity:
-    "Any density over one token of two numbers, tabulated on a square grid: exact samples and, by quadrature, the exact denoiser."
+    """Any density over one token of two numbers, tabulated on a square grid.
+
+    It has exact samples and, by quadrature, the exact denoiser."""
     def __init__(self,
         log_density: Callable,    # points [N, 1, 2] -> [N], up to a constant
         schedule: NoiseSchedule,
         limit: float = 3.5,       # the grid covers [-limit, limit] in both directions
         cells: int = 241,         # along each side
     ):
-        if cells < 3 or limit <= 0: raise ValueError(f'a grid needs cells >= 3 and limit > 0, got cells={cells}, limit={limit}')
-        self.schedule, self.side = schedule, torch.linspace(-limit, limit, cells, dtype=torch.float64)
-        with torch.no_grad(): log_p = log_density(torch.cartesian_prod(self.side, self.side)[:, None]).double().view(cells, cells)
+        cells, limit = check_count(cells, 'cells', 3), check_positive(limit, 'limit')
+        self.schedule = schedule
+        self.side = torch.linspace(-limit, limit, cells, dtype=torch.float64)
+        points = torch.cartesian_prod(self.side, self.side)[:, None]
+        with torch.no_grad(): log_p = log_density(points).double().view(cells, cells)
+        check_finite(log_p.max(), 'the largest log_density on the grid')
         self.p = (log_p - log_p.max()).exp()
 
     def sample(self, n: int, generator: torch.Generator = None) -> torch.Tensor:
         "Points [n, 1, 2], uniform within their cell."
         cell = torch.multinomial(self.p.flatten(), n, replacement=True, generator=generator)
-        width = self.side[1] - self.side[0]
-        at = torch.stack([self.side[cell // len(self.side)], self.side[cell % len(self.side)]], -1)
-        return (at + width * (torch.rand(n, 2, dtype=torch.float64, generator=generator) - 0.5)).float()[:, None]
+        width, cells = self.side[1] - self.side[0], len(self.side)
+        at = torch.stack([self.side[cell // cells], self.side[cell % cells]], -1)
+        inside = torch.rand(n, 2, dtype=torch.float64, generator=generator) - 0.5
+        return (at + width * inside).float()[:, None]
 
     def denoise(self, x, k, times=None):
-        "E[x0 | x^k], x [B, 1, 2]. The noise factorises over the two axes, so a sum over all cells is two matrix products."
-        if x.shape[1:] != (1, 2) or k.shape != x.shape[:2]: raise ValueError(f'x must be [B, 1, 2] with levels k [B, 1], got {list(x.shape)} and {list(k.shape)}')
+        """E[x0 | x^k], x [B, 1, 2].
+
+        Noise factorises over the axes: a sum over all cells is two matrix products."""
+        _points_in_the_plane(x, k)
         a = self.schedule.alpha_bar.double()[k]
-        kernel = [(-(x[..., j].double() - a.sqrt() * self.side) ** 2 / (2 * (1 - a)).clamp(min=1e-9)) for j in (0, 1)]
-        across, along = ((e - e.max(-1, keepdim=True).values).exp() for e in kernel)
-        rows = across @ self.p                                                   # [B, cells], over the second axis
+        def kernel(axis):
+            off = x[..., axis].double() - a.sqrt() * self.side
+            e = -off ** 2 / (2 * (1 - a)).clamp(min=1e-9)
+            return (e - e.max(-1, keepdim=True).values).exp()
+        across, along = kernel(0), kernel(1)                       # [B, cells] each
+        rows = across @ self.p                                     # over the second axis
         total = (rows * along).sum(-1).clamp(min=1e-300)
         first = ((across * self.side) @ self.p * along).sum(-1) / total
-        return torch.stack([first, (rows * along * self.side).sum(-1) / total], -1)[:, None].to(x)
+        second = (rows * along * self.side).sum(-1) / total
+        return torch.stack([first, second], -1)[:, None].to(x)
 
 # %% ../nbs/03_guidance.ipynb #9df63fd4
 class Limited:
-    """A trust region: the shift of the clean estimate that a guide causes may not exceed `limit` posterior standard deviations (root mean square over a token).
+    """A trust region: how far a guide may shift the clean estimate.
 
-    Given x^k of unit-variance data, x0 is known to within about sqrt(1 - alpha_bar). Measured in that unit one number carries across levels and tasks.
-    A large inner scale makes every push as long as the limit; a small one leaves weak guides weak."""
+    Given x^k of unit-variance data, x0 is known to within about sqrt(1 - alpha_bar). The
+    shift may not exceed `limit` of these standard deviations (root mean square over the
+    numbers of a token, vector or map), so one number carries across levels and tasks. A
+    large inner scale makes every push as long as the limit; a small one leaves weak guides
+    weak."""
     def __init__(self, guide: Callable, schedule: NoiseSchedule, limit: float = 1.):
-        if not callable(guide): raise TypeError(f'guide must be callable as (x, k, times, prediction), got {type(guide).__name__}')
-        if limit <= 0: raise ValueError(f'limit must be positive, got {limit}: it is a length in posterior standard deviations')
-        self.guide, self.schedule, self.limit = guide, schedule, limit
+        self.guide = check_callable(guide, 'guide', '(x, k, times, prediction)')
+        self.schedule = schedule
+        self.limit = check_positive(limit, 'limit', 'it counts posterior standard deviations')
 
     def __call__(self, x, k, times, prediction):
         gradient = self.guide(x, k, times, prediction)
-        a = self.schedule.alpha_bar[k][..., None]
+        a = self.schedule.at(k, x)
         shift = (1 - a) / a.sqrt() * gradient
-        size = shift.pow(2).mean(-1, keepdim=True).sqrt()
-        return gradient * (self.limit * (1 - a).sqrt() / size.clamp(min=1e-12)).clamp(max=1)
+        size = shift.pow(2).mean(list(range(k.ndim, x.ndim)), keepdim=True).sqrt()
+        allowed = self.limit * (1 - a).sqrt() / size.clamp(min=1e-12)
+        return gradient * allowed.clamp(max=1)
 
 # %% ../nbs/03_guidance.ipynb #48dc7003
 class HeadGuide(ClassifierGuide):
-    "Push one token towards 'yes' from a head on the denoiser's own trunk. Tokens other than the chosen one are left alone."
+    """Push one token towards 'yes' from a head on the denoiser's own trunk.
+
+    Tokens may be vectors or maps; those other than the chosen one are left alone."""
     def __init__(self,
         head: str = 'reward',  # name of a one-number head in `Prediction.heads`
         token: int = -1,       # which token is pushed; the last is the far future
         scale: float = 1.,
     ):
-        super().__init__(lambda x, k, t, prediction: F.logsigmoid(prediction.heads[head][:, token, 0]), scale)
+        super().__init__(self._says_yes, scale)
         self.head, self.token = head, token
 
+    def _says_yes(self, x, k, times, prediction):
+        return F.logsigmoid(_has_head(prediction, self.head)[:, self.token, 0])
+
     def __call__(self, x, k, times, prediction):
-        if self.head not in getattr(prediction, 'heads', {}): raise ValueError(f'the denoiser has no head {self.head!r}; it has {sorted(getattr(prediction, "heads", {}))}')
-        gradient, only = super().__call__(x, k, times, prediction), torch.zeros_like(x)
+        gradient = super().__call__(x, k, times, prediction)
+        only = torch.zeros_like(x)
         only[:, self.token] = gradient[:, self.token]
         return only

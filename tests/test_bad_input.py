@@ -1,6 +1,7 @@
 "Every public function of Part I refuses bad input with a sentence that names the argument; a test fails when one is missing here."
 import importlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,18 +14,35 @@ X, K = torch.zeros(3, 2, 4), torch.full((3, 2), 5)
 META = torch.zeros(3, 2, dtype=torch.long, device='meta')
 MIX = score.blobs(S)
 same = lambda x, k, times=None: x
-step = lambda x=X, f=K, g=K - 1, times=torch.zeros(3, 2), **kw: ddpm.sample_step(same, x, f, g, times, schedule=S, **kw)
+step = lambda x=X, f=K, g=K - 1, times=torch.zeros(3, 2), denoise=same, **kw: ddpm.sample_step(denoise, x, f, g, times, schedule=S, **kw)
 walk = lambda x=X, b=full_board(2, 10, 5), times=None, **kw: list(ddpm.sample(same, x, b, times, schedule=S, **kw))
 flat = lambda H, K, M: full_board(H, K, M)
 
 BAD = [  # function, call, exception, words of the sentence
+    ('board.check_count', lambda: board.check_count(True, 'H'), ValueError, 'H must be an integer of at least 1, got True'),
+    ('board.check_count', lambda: board.check_count('3', 'H', 0, 5), ValueError, r"H must be an integer in 0\.\.5, got '3'"),
+    ('board.check_count', lambda: board.check_count(torch.ones(2), 'H'), ValueError, 'H must be an integer'),
+    ('board.check_finite', lambda: board.check_finite('3', 'eta'), TypeError, "eta must be a number, got '3'"),
+    ('board.check_finite', lambda: board.check_finite(torch.tensor([0., torch.nan]), 'x'), ValueError, 'x must be finite'),
+    ('board.check_between', lambda: board.check_between(1, 'lead', 0, 1, '[)', 'a share'), ValueError, r'lead must be in \[0, 1\), got 1: a share'),
+    ('board.check_between', lambda: board.check_between(0, 'share', 0, 1, '(]'), ValueError, r'share must be in \(0, 1\], got 0'),
+    ('board.check_positive', lambda: board.check_positive(torch.inf, 'limit'), ValueError, 'limit must be a finite number, got inf'),
+    ('board.check_floats', lambda: board.check_floats(torch.ones(2).long(), 'x', '[B]'), TypeError, r'x must be a floating-point tensor \[B\], got torch.int64 \[2\]: convert'),
+    ('board.as_floats', lambda: board.as_floats([[1.], [1., 2.]], 'start'), TypeError, 'start must hold numbers of one shape, got list'),
+    ('board.as_floats', lambda: board.as_floats(['a'], 'start'), TypeError, 'start must hold numbers'),
+    ('board.as_floats', lambda: board.as_floats([1j], 'start'), TypeError, 'real numbers'),
+    ('board.as_floats', lambda: board.as_floats(np.array([0., np.nan]), 'start'), ValueError, 'start must be finite'),
     ('board.ramp', lambda: board.ramp(torch.zeros(3), torch.ones(2), 10, 5), ValueError, r'start and stop .*\[3\] and \[2\]'),
     ('board.ramp', lambda: board.ramp(torch.ones(2), torch.zeros(2), 10, 5), ValueError, 'stop after it starts'),
+    ('board.ramp', lambda: board.ramp(torch.zeros(2), torch.tensor([1., torch.inf]), 10, 5), ValueError, 'stop must be finite'),
     ('board.draw_board', lambda: board.draw_board(torch.zeros(3)), ValueError, r'board must be .*got \[3\]'),
     *[(f'board.{f}_board', lambda f=f: board.BOARDS[f](0, 10, 5), ValueError, 'H must be .*got 0') for f in board.BOARDS],
     *[(f'board.{f}_board', lambda f=f: board.BOARDS[f](3, 2.5, 5), ValueError, 'K must be .*got 2.5') for f in board.BOARDS],
     *[(f'board.{f}_board', lambda f=f: board.BOARDS[f](3, 10, 5, lead=1.), ValueError, 'lead must be .*got 1.0') for f in board.BOARDS if f not in ('full', 'autoregressive')],
     ('board.pin', lambda: board.pin(full_board(3, 10, 5), [3]), ValueError, 'column 3 of a board of 3'),
+    ('board.pin', lambda: board.pin(full_board(3, 10, 5), -1), ValueError, r'columns must be .*0\.\.3, got -1'),
+    ('board.pin', lambda: board.pin(full_board(3, 10, 5), [True, False]), ValueError, r'mask of columns must be \[H\] = \[3\], got \[2\]'),
+    ('board.pin', lambda: board.pin(full_board(3, 10, 5), [0.5]), ValueError, 'column 0.5 of a board of 3'),
     ('board.pin', lambda: board.pin([[1]], 1), TypeError, 'board must be'),
     ('board.context_board', lambda: board.context_board(full_board(3, 10, 5), -1), ValueError, 'context .*got -1'),
     ('board.check_board', lambda: board.check_board(torch.zeros(3, 2), 10), TypeError, 'integer tensor .*float32'),
@@ -39,6 +57,16 @@ BAD = [  # function, call, exception, words of the sentence
     ('ddpm.NoiseSchedule', lambda: ddpm.NoiseSchedule(torch.tensor([.9, .5])), ValueError, r'alpha_bar\[0\] must be 1'),
     ('ddpm.NoiseSchedule', lambda: ddpm.NoiseSchedule(torch.tensor([1., .5, .6])), ValueError, 'fall strictly'),
     ('ddpm.NoiseSchedule', lambda: ddpm.NoiseSchedule([1., .5]), TypeError, 'alpha_bar .*list'),
+    ('ddpm.NoiseSchedule', lambda: ddpm.NoiseSchedule(torch.tensor([1., torch.nan])), ValueError, 'alpha_bar must be finite'),
+    ('ddpm.NoiseSchedule', lambda: ddpm.NoiseSchedule(torch.tensor([1., 1 - 1e-9, .5]).double()), ValueError, 'fall strictly .*float32'),
+    ('ddpm.linear_schedule', lambda: ddpm.linear_schedule(10, torch.nan, .1), ValueError, 'beta_start <= beta_end < 1, got nan'),
+    ('ddpm.cosine_schedule', lambda: ddpm.cosine_schedule(10, torch.nan), ValueError, 's must be a finite number, got nan'),
+    ('ddpm.sigmoid_schedule', lambda: ddpm.sigmoid_schedule(10, -torch.inf), ValueError, 'start must be a finite number, got -inf'),
+    ('ddpm.sigmoid_schedule', lambda: ddpm.sigmoid_schedule(10, tau=torch.nan), ValueError, 'tau must be a finite number, got nan'),
+    ('ddpm.shifted', lambda: ddpm.shifted(S, torch.inf), ValueError, 'factor must be a finite number, got inf'),
+    ('ddpm.check_like', lambda: ddpm.check_like(1., 'value', X), TypeError, 'value must be a tensor like x, got float'),
+    ('ddpm.check_callable', lambda: ddpm.check_callable(3, 'guide', '(x, k)'), TypeError, r'guide must be callable as \(x, k\), got int'),
+    ('ddpm.levels_over', lambda: ddpm.levels_over(K, X[:2], 10), ValueError, r'levels k \[3, 2\] do not match the leading axes of x \[2, 2, 4\]'),
     ('ddpm.linear_schedule', lambda: ddpm.linear_schedule(0), ValueError, 'K must be .*got 0'),
     ('ddpm.linear_schedule', lambda: ddpm.linear_schedule(10, .5, .1), ValueError, 'beta_start <= beta_end'),
     ('ddpm.cosine_schedule', lambda: ddpm.cosine_schedule(10.), ValueError, r'K must be .*got 10\.0'),
@@ -72,6 +100,11 @@ BAD = [  # function, call, exception, words of the sentence
     ('ddpm.sample_step', lambda: step(times=torch.zeros(3)), ValueError, r'times must be \[B, H\] = \[3, 2\], got \[3\]'),
     ('ddpm.sample_step', lambda: step(g=K + 1), ValueError, 'k_to is above k_from'),
     ('ddpm.sample_step', lambda: step(eta=1.), ValueError, 'eta=1.0 .*noise'),
+    *[('ddpm.sample_step', lambda eta=eta: step(eta=eta, noise=X), ValueError, 'eta must be') for eta in (-.1, 1.1, torch.nan, torch.inf)],
+    ('ddpm.sample_step', lambda: step(eta=1., noise=X[:1]), ValueError, r'noise \[1, 2, 4\] must have the shape of x \[3, 2, 4\]'),
+    ('ddpm.sample_step', lambda: step(denoise=lambda x, k, t: x[..., :2]), ValueError, r"denoiser's clean estimate \[3, 2, 2\] must have the shape of x \[3, 2, 4\]"),
+    ('ddpm.sample_step', lambda: step(denoise=lambda x, k, t: None), TypeError, "denoiser's clean estimate must be a tensor"),
+    ('ddpm.sample_step', lambda: step(guide=lambda x, k, t, p: x.sum()), ValueError, r"guide's gradient \[\] must have the shape of x"),
     ('ddpm.sample_step', lambda: step(x=X.long()), TypeError, 'x must be a floating-point'),
     ('ddpm.sample_step', lambda: step(f=K + 20), ValueError, r'0\.\.10'),
     ('ddpm.renoise', lambda: ddpm.renoise(S, X, K, K - 1, X), ValueError, 'k_to is below k_from'),
@@ -82,9 +115,12 @@ BAD = [  # function, call, exception, words of the sentence
     ('ddpm.sample', lambda: walk(x=X.to('meta')), ValueError, 'schedule is on cpu and x on meta'),
     ('ddpm.sample', lambda: walk(b=full_board(3, 10, 5)), ValueError, '3 tokens, the plan has 2'),
     ('ddpm.sample', lambda: walk(times=torch.zeros(5)), ValueError, r'times must be .*got \[5\]'),
+    ('ddpm.sample', lambda: walk(eta=2.), ValueError, r'eta must be in \[0, 1\], got 2'),
+    ('ddpm.sample', lambda: walk(eta=1., noise=X.expand(4, -1, -1, -1)), ValueError, 'noise must hold 5 draws .*got 4'),
     ('ddpm.sample', lambda: walk(recurrences=0), ValueError, 'recurrences .*got 0'),
     ('ddpm.last', lambda: ddpm.last([]), ValueError, 'iterations is empty'),
     ('ddpm.seeded_noise', lambda: ddpm.seeded_noise([], 2), ValueError, 'seeds is empty'),
+    ('ddpm.seeded_noise', lambda: ddpm.seeded_noise([0.5], 2), TypeError, 'integer'),
     ('ddpm.energy_distance', lambda: ddpm.energy_distance(X[0], X[0, :, :3]), ValueError, '4 numbers, b of 3'),
     ('ddpm.energy_distance', lambda: ddpm.energy_distance(X[0, :1], X[0]), ValueError, r'a must be .*got \[1, 4\]'),
     ('score.GaussianMixture', lambda: score.GaussianMixture(torch.ones(2), torch.zeros(3, 1, 2), torch.eye(2).expand(3, 2, 2), S), ValueError, 'weights must be 3 positive'),
@@ -110,8 +146,13 @@ BAD = [  # function, call, exception, words of the sentence
     ('guidance.ClassifierGuide', lambda: guidance.ClassifierGuide(3), TypeError, 'log_prob must be callable'),
     ('guidance.ClassifierGuide', lambda: guidance.ClassifierGuide(lambda x, *_: x.mean())(X.requires_grad_(), K, None, None), ValueError, 'one value per sample'),
     ('guidance.ClassifierFree', lambda: guidance.ClassifierFree(same, None), TypeError, 'unconditional must be callable'),
-    ('guidance.GridDensity', lambda: guidance.GridDensity(MIX.log_prob, S, cells=1), ValueError, 'cells=1'),
+    ('guidance.GridDensity', lambda: guidance.GridDensity(MIX.log_prob, S, cells=1), ValueError, 'cells must be .*at least 3, got 1'),
     ('guidance.GridDensity', lambda: guidance.GridDensity(MIX.log_prob, S, cells=5).denoise(X, K), ValueError, r'x must be \[B, 1, 2\]'),
+    ('guidance.ClassifierGuide', lambda: guidance.ClassifierGuide(same, torch.nan), ValueError, 'scale must be a finite number, got nan'),
+    ('guidance.ClassifierFree', lambda: guidance.ClassifierFree(same, same, torch.inf), ValueError, 'scale must be a finite number, got inf'),
+    ('guidance.HeadGuide', lambda: guidance.HeadGuide(scale=torch.inf), ValueError, 'scale must be a finite number, got inf'),
+    *[('guidance.Limited', lambda limit=limit: guidance.Limited(same, S, limit), ValueError, f'limit must be a finite number, got {limit}') for limit in (torch.nan, torch.inf)],
+    ('guidance.GridDensity', lambda: guidance.GridDensity(lambda x: x[:, 0, 0] * torch.nan, S), ValueError, 'log_density on the grid must be finite'),
     ('guidance.Limited', lambda: guidance.Limited(same, S, 0.), ValueError, r'limit must be positive, got 0\.0'),
     ('guidance.Limited', lambda: guidance.Limited(None, S), TypeError, 'guide must be callable'),
     ('guidance.HeadGuide', lambda: guidance.HeadGuide('value')(X, K, None, ddpm.Iteration(0, X, None)), ValueError, "no head 'value'"),

@@ -145,3 +145,14 @@ def test_a_shifted_schedule_has_so_much_more_noise():
         new, k = shifted(base, factor), torch.arange(1, 50)
         sigma = lambda s: ((1 - s.alpha_bar[k].double()) / s.alpha_bar[k].double()).sqrt()
         assert torch.allclose(sigma(new), factor * sigma(base), rtol=1e-3) and new.alpha_bar[0] == 1
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_schedule_in_half_precision_loses_no_signal(dtype):
+    "In float16 the last alpha-bars of the cosine schedule are 0 and the first are 1: x0 and eps would be divided by nothing."
+    for schedule in (cosine_schedule(1000), shifted(cosine_schedule(100), 4.)):
+        kept = schedule.alpha_bar.clone()
+        assert torch.equal(schedule.to(dtype).alpha_bar, kept) and torch.equal(torch.nn.Sequential(schedule).half()[0].alpha_bar, kept)
+    assert cosine_schedule(10).double().alpha_bar.dtype == torch.float64 and cosine_schedule(10).to('meta').alpha_bar.device.type == 'meta'
+    k, x = torch.tensor([[1, 50, 100]]), torch.randn(1, 3, 2).to(dtype)
+    for source in ('eps', 'x0', 'v'): assert convert(cosine_schedule(100).to(dtype), x, k, x, source, 'x0').isfinite().all()
