@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldp_tut.data import (FIELDS, Normaliser, Slices, StoreError, Trajectories, TrajectoryStore, Windows, as_vectors, collect, data_card, from_minari, random_offsets, relabel,
-                          returns_to_go, to_minari, wander_blocks, wander_maze)
+from ldp_tut.data import (FIELDS, Episode, Normaliser, Slices, StoreError, Trajectories, TrajectoryStore, Windows, as_vectors, collect, data_card, from_minari,
+                          random_offsets, relabel, returns_to_go, select, to_minari, wander_blocks, wander_maze)
 from ldp_tut.envs import BlockTable, make_env, point_mazes
 
 CARD = dict(env_id='MiniGrid-FourRooms-v0', policy='wander', seed=0)
@@ -69,10 +69,165 @@ def test_shards_read_as_one(episodes, tmp_path):
     assert torch.equal(one.frames([3, 5], [2, 4]), windows.frames([3, 5], [2, 4]))
 
 
-def small(n=6, T=9, seed=0):
+def small(n=6, T=9, seed=0, lengths=None, terminated=None, actions=0, goal=False, shape=(3,), dtype=np.float32):
+    "Episodes of noise."
     rng = np.random.default_rng(seed)
-    return Trajectories(rng.standard_normal((n, T + 1, 3)).astype(np.float32), rng.standard_normal((n, T, 2)).astype(np.float32), rng.random((n, T)).astype(np.float32),
-                        rng.integers(1, T + 1, n).astype(np.int32), rng.random(n) < .5)
+    lengths = rng.integers(1, T + 1, n) if lengths is None else np.asarray(lengths)
+    N, M = int(lengths.sum()) + len(lengths), int(lengths.sum())
+    see = rng.standard_normal((N, *shape)).astype(np.float32) if dtype == np.float32 else rng.integers(0, 256, (N, *shape)).astype(dtype)
+    act = rng.integers(0, actions, M) if actions else rng.standard_normal((M, 2)).astype(np.float32)
+    return Trajectories(see, act, rng.random(M).astype(np.float32), lengths, rng.random(len(lengths)) < .5 if terminated is None else terminated, actions,
+                        rng.standard_normal((N, 2)).astype(np.float32) if goal else None)
+
+
+def equal(a, b):
+    "Two flat records are the same, types too."
+    for f in a.__dataclass_fields__:
+        x, y = getattr(a, f), getattr(b, f)
+        assert (x is None) == (y is None) and np.asarray(x).dtype == np.asarray(y).dtype and np.array_equal(x, y), f
+    return True
+
+
+KINDS_OF_DATA = dict(vectors=dict(), discrete=dict(actions=4), goals=dict(goal=True), pixels=dict(shape=(5, 4, 3), dtype=np.uint8, actions=3))
+
+
+@pytest.mark.parametrize('how', KINDS_OF_DATA.values(), ids=KINDS_OF_DATA)
+def test_episodes_lie_end_to_end(how):
+    data = small(7, 12, **how)
+    assert len(data.observation) == data.length.sum() + 7 and len(data.action) == data.length.sum() and (data.truncated == ~data.terminated).all()
+    parts = [*data]
+    assert [len(e) for e in parts] == data.length.tolist() and all(len(e.observation) == len(e) + 1 for e in parts)
+    assert equal(data, Trajectories.from_episodes(parts, data.actions)) and equal(data, Trajectories.from_padded(**data.padded()))
+    assert equal(data, Trajectories.concat([data[:3], data[3:4], data[[4, 5, 6]]])) and equal(data, Trajectories.concat(data[i:i + 1] for i in range(7)))
+    long = data.length > np.median(data.length)
+    assert [len(e) for e in data[long]] == data.length[long].tolist() and np.array_equal(data[long][0].observation, parts[int(np.argmax(long))].observation)
+    assert np.array_equal(data[[5, 2]][1].observation, parts[2].observation) and np.array_equal(data[np.int64(-1)].reward, parts[6].reward)
+    for e, T in enumerate(data.length):
+        for t in range(T + 1):
+            assert np.array_equal(data.rows('observation', e, t), parts[e].observation[t]) and (t == T or np.array_equal(data.rows('action', e, t), parts[e].action[t]))
+    full = data.padded()
+    e = int(np.argmin(data.length)); T = data.length[e]
+    assert (full['observation'][e, T:] == parts[e].observation[-1]).all() and (full['reward'][e, T:] == 0).all() and (full['action'][e, T:] == (-1 if data.actions else 0)).all()
+    assert data.action_vectors().shape == (data.length.sum(), data.action_dims)
+
+
+def test_one_long_episode_among_short_ones_is_not_padded():
+    data = small(lengths=[2] * 500 + [20_000])
+    assert data.observation.nbytes == (500 * 3 + 20_001) * 3 * 4
+    window = Windows(data)
+    assert window.tokens(np.array([500]), np.array([0]), np.array([[0, 19_999, 20_001]]))['valid'].tolist() == [[True, True, False]]
+
+
+def test_cut_episodes():
+    data = small(4, lengths=[5, 3, 4, 6], terminated=[True] * 4, goal=True)
+    cut = select(data, [0, 2, 3], [5, 2, 1])
+    assert cut.length.tolist() == [5, 2, 1] and cut.terminated.tolist() == [True, False, False]
+    assert np.array_equal(cut[1].observation, data[2].observation[:3]) and np.array_equal(cut[2].goal, data[3].goal[:2]) and np.array_equal(cut[1].action, data[2].action[:2])
+
+
+def test_numbers_are_converted_in_one_place():
+    see, act = np.arange(8, dtype=np.float64).reshape(4, 2), np.ones((3, 1), np.float64)
+    for kind in (np.float64, np.float16, np.int64, np.int8, bool):
+        data = Trajectories(see.astype(kind), act, np.zeros(3, int), [np.int64(3)], [1])
+        assert data.observation.dtype == np.float32 and np.array_equal(data.observation, see.astype(kind)) and data.action.dtype == data.reward.dtype == np.float32
+    data = Trajectories(see.astype(np.uint8), np.array([0, 1, 2], np.int8), np.zeros(3), np.array([3], np.uint8), [False], np.int64(3))
+    assert data.observation.dtype == np.uint8 and data.action.dtype == np.int64 and type(data.actions) is int and data.terminated.dtype == bool and data.length.dtype == np.int32
+    shared = np.zeros((4, 2), np.float32)
+    assert np.shares_memory(Trajectories(shared, act, np.zeros(3), [3], [1]).observation, shared), 'what has the right type is not copied'
+
+
+@pytest.mark.parametrize('change, reason', [
+    (dict(length=[3, 3]), 'observation has 7 rows, but 2 episodes of together 6 steps need 8: are the lengths right'), (dict(length=[5, 0]), 'episode 1 has 0 steps'),
+    (dict(length=[]), 'at least one episode, got none'), (dict(reward=np.zeros((5, 1))), 'one number a step'), (dict(reward=np.zeros(4)), 'reward has 4 rows'),
+    (dict(terminated=[True]), 'terminated has 1 rows'), (dict(action=np.zeros(5)), 'told as `actions`'), (dict(action=np.zeros(5, int)), 'told as `actions`'),
+    (dict(action=np.zeros(5), actions=3), 'told as `actions`'), (dict(observation=np.array(list('abcdefg'))), 'data are numbers'), (dict(goal=np.zeros((5, 2))), 'goal has 5 rows')])
+def test_records_that_do_not_fit_are_refused(change, reason):
+    good = dict(observation=np.zeros((7, 2)), action=np.zeros((5, 1)), reward=np.zeros(5), length=[2, 3], terminated=[True, False])
+    Trajectories(**good)
+    with pytest.raises(ValueError, match=reason): Trajectories(**good | change)
+
+
+def test_what_is_empty_or_does_not_go_together_is_refused():
+    data = small()
+    for nothing in (lambda: data[data.length > 99], lambda: data[[]], lambda: Trajectories.from_episodes([])):
+        with pytest.raises(ValueError, match='was everything filtered out'): nothing()
+    with pytest.raises(ValueError, match='empty list'): Trajectories.concat([])
+    with pytest.raises(ValueError, match='part 1 is unlike the first'): Trajectories.concat([data, small(actions=3)])
+    with pytest.raises(ValueError, match='part 1 is unlike the first'): Windows([data, small(goal=True)])
+    with pytest.raises(ValueError, match='windows are cut from Episodes or from Trajectories'): Windows([dict()])
+    with pytest.raises(ValueError, match='no episodes'): Windows([])
+    with pytest.raises(ValueError, match='episode 1 has length 9, its arrays hold 4 actions'):
+        Trajectories.from_padded(np.zeros((2, 5, 1)), np.zeros((2, 4, 1)), np.zeros((2, 4)), [2, 9], [0, 0])
+    with pytest.raises(IndexError): data[99]
+
+
+POISON = dict(observation=('observation of episode 2, step 1, dimension 1 is nan', np.nan), action=('action of episode 2, step 1, dimension 1 is inf', np.inf),
+              reward=('reward of episode 2, step 1 is -inf', -np.inf), goal=('goal of episode 2, step 1, dimension 1 is nan', np.nan))
+
+
+@pytest.mark.parametrize('name', POISON)
+def test_nan_and_infinity_are_said_at_every_door(name, tmp_path, monkeypatch):
+    monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
+    data = small(goal=True, lengths=[3, 4, 5, 2])
+    row = (data.action_start if name in ('action', 'reward') else data.observation_start)[2] + 1
+    getattr(data, name)[(row, 1) if name != 'reward' else row] = POISON[name][1]
+    for door in (lambda: Slices(data), lambda: Windows(data), lambda: TrajectoryStore(tmp_path / 's').append(data, CARD), lambda: to_minari(data, 'ldp/poison-v0')):
+        with pytest.raises(ValueError, match=POISON[name][0]): door()
+    assert not [*tmp_path.glob('s/*')] and not (tmp_path / 'minari' / 'ldp').exists()
+
+
+@pytest.mark.parametrize('wrong', [-1, 7])
+def test_discrete_actions_outside_their_space_are_refused(wrong):
+    data = small(actions=4, lengths=[3, 4]); data.action[4] = wrong
+    with pytest.raises(ValueError, match=f'action of episode 1, step 1 is {wrong}, and there are the actions 0 to 3'): Slices(data)
+
+
+@pytest.mark.parametrize('how', KINDS_OF_DATA.values(), ids=KINDS_OF_DATA)
+@pytest.mark.parametrize('shards', [1, 3])
+def test_windows_of_flat_records_stay_where_the_episode_ended(how, shards):
+    data = small(9, 12, **how)
+    windows = Windows([data[i::shards] for i in range(shards)] if shards > 1 else data)
+    order = np.concatenate([np.arange(9)[i::shards] for i in range(shards)])
+    assert len(windows) == 9 and windows.length.tolist() == data.length[order].tolist()
+    episode, start = windows.draw(40, torch.Generator().manual_seed(0))
+    offsets = np.random.default_rng(1).integers(-2, 16, (40, 5))
+    for absorb in (False, True):
+        windows.absorb = absorb
+        t = windows.tokens(episode, start, offsets)
+        for b in range(40):
+            e = data[order[episode[b]]]
+            for h in range(5):
+                time, T = start[b] + offsets[b, h], len(e)
+                at = min(max(time, 0), T)
+                assert t['time'][b, h] == at and np.array_equal(t['observation'][b, h], e.observation[at])
+                assert t['reward'][b, h] == (e.reward[time - 1] if 0 < time <= T else 0) and t['terminated'][b, h] == (time >= T and e.terminated)
+                assert t['valid'][b, h] == (0 <= time <= T or time > T and absorb and e.terminated)
+                assert np.array_equal(t['action'][b, h], e.action[at] if at < T else np.full_like(e.action[0], -1 if data.actions else 0))
+                if e.goal is not None: assert np.array_equal(t['goal'][b, h], e.goal[at])
+    assert torch.equal(windows.frames(episode[:, None], t['time']), torch.from_numpy(t['observation']))
+
+
+@pytest.mark.parametrize('how', KINDS_OF_DATA.values(), ids=KINDS_OF_DATA)
+def test_flat_records_survive_a_store(how, tmp_path):
+    data, store = small(**how), TrajectoryStore(tmp_path)
+    store.append(data[:4], CARD); store.append(data[4:], CARD)
+    assert equal(data, Trajectories.concat(store.load())) and store.cards()[0]['kind'] == 'flat'
+
+
+def test_stores_of_padded_episodes_still_load(tmp_path):
+    "What earlier versions wrote: [episodes, longest] of everything."
+    import json
+    import zlib
+    data = small()
+    (shard := tmp_path / 'shard-00000').mkdir()
+    full, sums = data.padded(), {}
+    for f in ('observation', 'action', 'reward', 'length', 'terminated'):
+        np.save(shard / f'{f}.npy', full[f]); sums[f] = zlib.crc32((shard / f'{f}.npy').read_bytes())
+    (shard / 'card.json').write_text(json.dumps(dict(CARD, kind='vector', crc32=sums)))
+    store = TrajectoryStore(tmp_path)
+    assert equal(store.load()[0], data)
+    store.append(data, CARD)
+    assert len(Trajectories.concat(store.load())) == 12
 
 
 @pytest.mark.parametrize('kind', ['grid', 'vector'])
@@ -91,7 +246,7 @@ def test_a_store_cut_off_at_any_byte_is_refused_in_one_sentence_and_the_rest_rec
     file.write_bytes(whole[:-1])
     assert store.recover() == [shard.name] and len(store.load()) == 1 and store.recover() == []
     again = store.load()[0]
-    assert all((getattr(again, f) == getattr(data, f)).all() for f in data.__dataclass_fields__)
+    assert all(np.array_equal(getattr(again, f), getattr(data, f)) for f in data.__dataclass_fields__ if getattr(data, f) is not None)
     assert len([*tmp_path.glob('broken-*')]) == 1  # set aside, not deleted
 
 
@@ -133,17 +288,15 @@ def test_one_kind_and_one_environment_a_store(episodes, tmp_path):
 def minari_home(tmp_path, monkeypatch): monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
 
 
-def same(a, b, inside=False):
-    "Equal in every field, beyond the end of an episode too unless `inside`."
-    for f in a.__dataclass_fields__:
-        x, y = np.asarray(getattr(a, f)), np.asarray(getattr(b, f))
-        assert x.dtype == y.dtype, f
-        for e, n in enumerate(a.length): assert (x[e] == y[e]).all() if x.ndim == 1 or not inside or f in ('grid',) else (x[e, :n + (f in ('observation', 'pose'))] == y[e, :n + (f in ('observation', 'pose'))]).all(), (f, e)
+def same(a, b):
+    "Two gridworld records are equal in every field, beyond the end of an episode too."
+    for f in FIELDS: assert getattr(a, f).dtype == getattr(b, f).dtype and np.array_equal(getattr(a, f), getattr(b, f)), f
 
 
 def test_a_minari_round_trip_loses_nothing(episodes, minari_home):
-    data = small(); data.length[0] = data.action.shape[1]
-    same(data, from_minari(to_minari(data, 'ldp/vectors-v0', dict(policy='none'))), inside=True)
+    for name, how in KINDS_OF_DATA.items():
+        data = small(**how)
+        assert equal(data, from_minari(to_minari(data, f'ldp/{name}-v0', dict(policy='none'))))
     same(episodes, from_minari(to_minari(episodes, 'ldp/rooms-v0')))
     doors = collect('MiniGrid-DoorKey-5x5-v0', 'random', 5, seed=2, progress=False)
     assert (doors.change[..., 0] >= 0).any(), 'this test needs a door that moved'
@@ -160,7 +313,7 @@ def test_the_ecosystems_data_works_here(minari_home):
         env.reset(seed=seed); done = False
         while not done: _, _, end, cut, _ = env.step(env.action_space.sample()); done = end or cut
     data = from_minari(env.create_dataset('ldp/cartpole-v0'))
-    assert data.observation.shape[2] == 4 and data.action.shape[2] == 2 and data.terminated.all()
+    assert data.observation.shape[1] == 4 and data.actions == 2 and data.terminated.all()
 
 
 def test_foreign_boxes_and_discrete_actions_come_in(minari_home):
@@ -176,8 +329,8 @@ def test_foreign_boxes_and_discrete_actions_come_in(minari_home):
     made = minari.create_dataset_from_buffers('other/mixed-v0', buffers, observation_space=Dict(a=Box(0, 1, (1,)), b=Box(0, 1, (2,))), action_space=Discrete(3, start=1))
     data = from_minari('other/mixed-v0')
     assert data.length.tolist() == [3, 5] and data.terminated.tolist() == [True, False]
-    assert np.allclose(data.observation[1, :6, 0], buffers[1].observations['a'][:, 0]) and np.allclose(data.observation[1, :6, 1:], buffers[1].observations['b'])
-    assert data.action[1].argmax(-1).tolist() == [0, 1, 2, 0, 1] and data.reward[1].tolist() == [0, 1, 2, 3, 4]
+    assert np.allclose(data[1].observation[:, 0], buffers[1].observations['a'][:, 0]) and np.allclose(data[1].observation[:, 1:], buffers[1].observations['b'])
+    assert data.actions == 3 and data[1].action.tolist() == [0, 1, 2, 0, 1] and data[1].reward.tolist() == [0, 1, 2, 3, 4]
 
 
 @given(st.integers(1, 4), st.integers(0, 3), st.floats(-50, 50), st.sampled_from(['limits', 'gaussian']))
@@ -193,37 +346,43 @@ def test_normalisers_undo_themselves_and_leave_constants_alone(dims, constant, l
     assert torch.equal(norm(x[:, :1]), y[:, :1])  # states without their actions
 
 
-def test_slices_are_rows_of_the_data():
-    data = small(5, 20); data.length[:] = [20, 20, 8, 3, 20]; data.terminated[:] = [0, 0, 1, 1, 0]
+@pytest.mark.parametrize('actions', [0, 3])
+def test_slices_are_rows_of_the_data(actions):
+    data = small(5, lengths=[20, 20, 8, 3, 20], terminated=[0, 0, 1, 1, 0], actions=actions)
+    act = lambda e, t: data.action_vectors()[data.action_start[e] + t]
     w = Slices(data, 2).at(torch.tensor([1]), torch.tensor([4]), 3)[0]
-    for j in range(3): assert np.allclose(w[j], np.concatenate([data.observation[1, 4 + 2 * j], data.action[1, 4 + 2 * j], data.action[1, 5 + 2 * j]]))
+    for j in range(3): assert np.allclose(w[j], np.concatenate([data[1].observation[4 + 2 * j], act(1, 4 + 2 * j), act(1, 5 + 2 * j)]))
     absorbed = Slices(data, 2, absorb=True).at(torch.tensor([2]), torch.tensor([6]), 3)[0]
-    assert (absorbed[1:, :3] == torch.tensor(data.observation[2, 8])).all() and (absorbed[1:, 3:] == 0).all() and (absorbed[0, 3:] != 0).all()
+    assert (absorbed[1:, :3] == torch.tensor(data[2].observation[8])).all() and (absorbed[1:, 3:] == 0).all() and (absorbed[0, 3:] != 0).any()
     for absorb, who in ((False, {0, 1, 4}), (True, {0, 1, 2, 3, 4})):
         s, g, seen = Slices(data, 2, absorb), torch.Generator().manual_seed(0), set()
-        firsts = {tuple(data.observation[e, t]): (e, t) for e in range(5) for t in range(data.length[e] + 1)}
+        firsts = {tuple(data[e].observation[t]): (e, t) for e in range(5) for t in range(data.length[e] + 1)}
         for row in s.draw(400, 5, g): e, t = firsts[tuple(row[0, :3].numpy())]; seen.add(e); assert absorb or t + 10 <= data.length[e]
         assert seen == who
     with pytest.raises(ValueError, match='the longest has 20 steps'): Slices(data, 2).draw(4, 11, torch.Generator())
     with pytest.raises(ValueError, match='stride'): Slices(data, 0)
+    with pytest.raises(ValueError, match='cut from vectors'): Slices(small(shape=(4, 4, 3), dtype=np.uint8))
 
 
 def test_returns_run_to_the_end_of_the_episode():
-    data = small(4, 12)
+    data = small(7, 12)
     value = returns_to_go(data, .9)
-    for e in range(4):
-        n = data.length[e]
-        for t in range(13): assert value[e, t] == pytest.approx(sum(.9 ** (i - t) * data.reward[e, i] for i in range(t, n)), abs=1e-5)
+    assert value.shape == (len(data.observation),) and value.dtype == np.float32
+    for e, T in enumerate(data.length):
+        for t in range(T + 1):
+            want = sum(.9 ** (i - t) * data[e].reward[i] for i in range(t, T))
+            assert value[data.observation_start[e] + t] == pytest.approx(want, abs=1e-5)
     with pytest.raises(ValueError, match='discount'): returns_to_go(data, 1.5)
 
 
 def test_relabelled_walks():
-    data = small(6, 15); data.length[:] = 15; data.terminated[:] = False
+    data = small(6, lengths=[15] * 6, terminated=[False] * 6)
     new = relabel(data, lambda s: (s[..., 0] > 1).astype(float), stop=True)
     for e in range(6):
-        hits = np.flatnonzero(data.observation[e, 1:, 0] > 1)
-        assert new.terminated[e] == bool(len(hits)) and new.length[e] == (hits[0] + 1 if len(hits) else 15) and new.reward[e].sum() == bool(len(hits))
-    assert (relabel(data, lambda s: s[..., 0]).reward == data.observation[:, 1:, 0]).all()
+        hits = np.flatnonzero(data[e].observation[1:, 0] > 1)
+        assert new.terminated[e] == bool(len(hits)) and new.length[e] == (hits[0] + 1 if len(hits) else 15) and new[e].reward.sum() == bool(len(hits))
+        assert np.array_equal(new[e].observation, data[e].observation[:new.length[e] + 1])
+    assert np.array_equal(relabel(data, lambda s: s[..., 0])[3].reward, data[3].observation[1:, 0])
     with pytest.raises(ValueError, match='reward must return'): relabel(data, lambda s: s)
 
 
@@ -231,12 +390,12 @@ def test_maze_drives_replay_and_cover():
     data = wander_maze('umaze', 3, 200, seed=4)
     many = point_mazes('umaze', 3, 200); state, _ = many.reset(seed=4)
     for t in range(200):
-        assert (data.observation[:, t] == state).all()
-        state, *_ = many.step(data.action[:, t])
+        assert all((data[e].observation[t] == state[e]).all() for e in range(3))
+        state, *_ = many.step(np.stack([e.action[t] for e in data]))
     assert np.abs(data.action).max() <= 1 and not data.terminated.any()
-    assert all((getattr(wander_maze('umaze', 3, 200, seed=4), f) == getattr(data, f)).all() for f in Trajectories.__dataclass_fields__)
+    assert equal(wander_maze('umaze', 3, 200, seed=4), data)
     maze = many.envs[0].map
-    card = data_card(data, maze.nearest(data.observation[..., :2]), policy='wander')
+    card = data_card(data, maze.nearest(data.observation[:, :2]), policy='wander')
     assert card['steps'] == 600 and 3 <= card['places_visited'] <= len(maze.cells)
     with pytest.raises(ValueError, match='at least 1'): wander_maze('umaze', 0)
 
@@ -245,16 +404,14 @@ def test_maze_data_is_made_a_hundred_worlds_at_a_time():
     "MuJoCo worlds are large, so they come in rounds; the first hundred do not depend on how many follow."
     pytest.importorskip('gymnasium_robotics', reason="the extra 'maze' is not installed")
     few, more = wander_maze('umaze', 100, 3, seed=5), wander_maze('umaze', 102, 3, seed=5)
-    assert len(more) == 102 and np.array_equal(more.observation[:100], few.observation) and np.array_equal(more.action[:100], few.action)
-    again = Trajectories.concat([few, few])
-    assert len(again) == 200 and np.array_equal(again.action[100:], few.action)
-    assert not np.array_equal(more.observation[100], more.observation[0]) and more.length.tolist() == [3] * 102
+    assert len(more) == 102 and equal(more[:100], few)
+    assert not np.array_equal(more[100].observation, more[0].observation) and more.length.tolist() == [3] * 102
 
 
 def test_block_data_is_lawful_and_prefers_nothing():
     table = BlockTable(3, 3); data = wander_blocks(table, 300, 60, seed=1, rest=.5)
     at = table.index(data.observation.reshape(300, 61, 3, 2))
-    move = data.action[..., :3].argmax(-1) * 3 + data.action[..., 3:].argmax(-1)
+    move = (data.action[:, :3].argmax(-1) * 3 + data.action[:, 3:].argmax(-1)).reshape(300, 60)
     assert (at >= 0).all() and (table.next[at[:, :-1], move] == at[:, 1:]).all() and (data.action.sum(-1) == 2).all()
     counts = np.bincount(at.ravel(), minlength=len(table))
     towers = counts[table.tower()].mean() / counts.mean()
@@ -266,9 +423,9 @@ def test_poses_as_vectors(episodes):
     data = as_vectors(episodes)
     e, t = 3, 5
     x, y, d = episodes.pose[e, t]
-    assert np.allclose(data.observation[e, t], [x, y, np.cos(d * np.pi / 2), np.sin(d * np.pi / 2)], atol=1e-6)
-    assert data.action[e, t].argmax() == episodes.action[e, t] and data.action[e, t].sum() == 1
-    assert (data.reward.sum(1) == episodes.success).all()
+    assert np.allclose(data[e].observation[t], [x, y, np.cos(d * np.pi / 2), np.sin(d * np.pi / 2)], atol=1e-6)
+    assert data[e].action[t] == episodes.action[e, t] and data.actions == 3 and data.length.tolist() == episodes.length.tolist()
+    assert [e.reward.sum() for e in data] == episodes.success.tolist()
     with pytest.raises(ValueError, match='turns and steps'): as_vectors(collect('MiniGrid-DoorKey-5x5-v0', 'random', 3, progress=False))
 
 

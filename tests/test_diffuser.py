@@ -98,7 +98,7 @@ def line(n=200, T=60, seed=0):
     rng = np.random.default_rng(seed)
     speed = rng.choice([-.02, .02], (n, 1)); x = rng.uniform(-1, 1, (n, 1)) + speed * np.arange(T + 1)
     state = np.stack([x, 0 * x, speed + 0 * x, 0 * x], -1).astype(np.float32)
-    return Trajectories(state, np.zeros((n, T, 2), np.float32), np.zeros((n, T), np.float32), np.full(n, T, np.int32), np.zeros(n, bool))
+    return Trajectories.from_padded(state, np.zeros((n, T, 2), np.float32), np.zeros((n, T), np.float32), np.full(n, T, np.int32), np.zeros(n, bool))
 
 
 def test_support_believes_the_data_and_not_a_leap():
