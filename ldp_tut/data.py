@@ -8,22 +8,29 @@ Docs: https://ldp-tut.github.io/ldp_tut/trajectories.html.md"""
 __all__ = ['POLICIES', 'FIELDS', 'KINDS', 'RandomWalk', 'random_cells', 'Wander', 'Fiddler', 'Episodes', 'collect', 'as_numbers',
            'as_actions', 'Trajectories', 'Episode', 'select', 'check_lengths', 'check_padded', 'check_alike',
            'check_data', 'check_rows', 'wander_maze', 'wander_blocks', 'as_vectors', 'data_card', 'StoreError',
-           'TrajectoryStore', 'Windows', 'check_shards', 'random_offsets', 'Slices', 'Normaliser', 'returns_to_go',
-           'relabel', 'to_minari', 'from_minari']
+           'as_json', 'file_sum', 'TrajectoryStore', 'Windows', 'check_shards', 'random_offsets', 'Slices',
+           'checked_rows', 'spread', 'check_scales', 'Normaliser', 'returns_to_go', 'relabel', 'import_minari',
+           'id_taken', 'to_minari', 'minari_buffers', 'flat_buffers', 'grid_buffers', 'observation_reader',
+           'flat_reader', 'join_parts', 'action_reader', 'check_episode', 'from_minari', 'grid_episodes']
 
 # %% ../nbs/05_trajectories.ipynb #2a25ca59
 import json
 import os
+import shutil
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
+from operator import index
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -94,6 +101,11 @@ class Episodes:
     length: np.ndarray      # int32 [E]: actions taken
     success: np.ndarray     # bool  [E]: ended at the goal
     terminated: np.ndarray  # bool  [E]: ended by the environment (goal or lava), not by the clock
+    def __post_init__(self):
+        most = min(self.action.shape[1], self.pose.shape[1] - 1)
+        if not len(self.length) or np.max(self.length) > most or np.min(self.length) < 1:
+            raise ValueError(f'lengths of episodes must lie in 1..{most} (the arrays hold so many actions), got {list(self.length[:5])}')
+
     def __len__(self): return len(self.length)
 
     def rows(self, name, episode, *index):
@@ -116,6 +128,7 @@ def collect(
     "Play `episodes` rooms at once in the twin. The wanderer opens closed doors but carries no keys: what lies behind a locked door stays unseen. Raises `ValueError` for an unknown policy or id."
     if policy not in POLICIES: raise ValueError(f'unknown policy {policy!r}: choose one of {sorted(POLICIES)}')
     if episodes < 1 or steps < 0: raise ValueError(f'episodes must be at least 1 and steps at least 0, got {episodes} and {steps}')
+    episodes, seed, steps, spare = map(index, (episodes, seed, steps, spare))  # numpy's integers are integers
     room = layouts(env_id, room_seeds(env_id, episodes, seed, spare, aside), progress)
     grid = room.cells.numpy().copy()
     act = POLICIES[policy](room, torch.Generator().manual_seed(seed))
@@ -424,13 +437,33 @@ def data_card(
 class StoreError(ValueError):
     "A trajectory store that cannot be read or written, with the reason in one sentence."
 
+def as_json(card: dict) -> str:
+    "A card as text, numpy's numbers as Python's. Raises `ValueError` for what JSON cannot hold."
+    def plain(x):
+        if isinstance(x, (np.generic, np.ndarray)): return x.tolist()
+        raise ValueError(f'a card holds numbers, text, lists and dictionaries, got {type(x).__name__}')
+    return json.dumps(card, indent=1, default=plain)
+
+def file_sum(path) -> int:
+    "CRC-32 of a file, read a megabyte at a time."
+    with open(path, 'rb') as f:
+        total = 0
+        while piece := f.read(1 << 20): total = zlib.crc32(piece, total)
+    return total
+
 class TrajectoryStore:
     """Episodes on disk: a folder of shards, each a folder of memory-mapped `.npy` files with a checksum.
 
     A shard is written under a temporary name and renamed, so a killed writer leaves whole shards only. One writer at a time: `with store.writing():` holds the store for several appends."""
     def __init__(self, path): self.path = Path(path); self._lock = FileLock(self.path / '.writing')
 
-    def shards(self): return sorted(p for p in self.path.glob('shard-*') if p.is_dir() and not p.name.endswith('.part'))
+    def shards(self):
+        found = sorted(p for p in self.path.glob('shard-*') if p.is_dir() and p.suffix != '.part')
+        for p in found:
+            if not p.name[6:].isdecimal():
+                raise StoreError(f'{p} does not have the name of a shard (shard- and a number): '
+                                 'move or rename that folder')
+        return found
 
 # %% ../nbs/05_trajectories.ipynb #503598ab
 @patch
@@ -455,6 +488,8 @@ def append(self: TrajectoryStore,
     if kind == 'flat':
         try: check_data(episodes)
         except ValueError as e: raise StoreError(str(e)) from None
+    try: as_json(card)  # before anything is written
+    except ValueError as e: raise StoreError(str(e)) from None
     with self.writing():
         have = self.shards()
         if have and (old := self._card(have[0]))['env_id'] != card['env_id'] or have and old.get('kind', 'grid').replace('vector', 'flat') != kind:
@@ -467,8 +502,8 @@ def append(self: TrajectoryStore,
             for f in KINDS[kind].__dataclass_fields__:
                 if getattr(episodes, f) is None: continue
                 np.save(part / f'{f}.npy', getattr(episodes, f), allow_pickle=False)
-                sums[f] = zlib.crc32((part / f'{f}.npy').read_bytes())
-            (part / 'card.json').write_text(json.dumps(dict(card, kind=kind, episodes=len(episodes), steps=int(episodes.length.sum()), crc32=sums), indent=1))
+                sums[f] = file_sum(part / f'{f}.npy')
+            (part / 'card.json').write_text(as_json(dict(card, kind=kind, episodes=len(episodes), steps=episodes.length.sum(), crc32=sums)))
             os.replace(part, self.path / name)
         except OSError as e: raise StoreError(f'cannot write {self.path / name}: {e.strerror or e}') from e
         return self.path / name
@@ -499,7 +534,7 @@ def _open(self: TrajectoryStore, shard, check):
         if f not in card.get('crc32', {}) and (name == 'vector' and f == 'actions' or f == 'goal'): continue
         file = shard / f'{f}.npy'
         try:
-            if check and zlib.crc32(file.read_bytes()) != card['crc32'][f]:
+            if check and file_sum(file) != card['crc32'][f]:
                 raise StoreError(f'{file} does not match its checksum (cut off or altered); `recover` sets that shard aside')
             fields[f] = np.load(file, mmap_mode='r', allow_pickle=False)
         except (OSError, ValueError, KeyError) as e:
@@ -677,27 +712,55 @@ class Slices:
         episode = torch.searchsorted(ends, flat, right=True)
         return self.at(episode, flat - torch.cat([ends.new_zeros(1), ends])[episode], tokens)
 
+# %% ../nbs/05_trajectories.ipynb #d10a0005
+def checked_rows(x):
+    "Rows [N, D] of a tensor or array [..., D] of numbers; raises `ValueError` for none, and with place and dimension for NaN and infinity."
+    x = torch.as_tensor(x)
+    if x.ndim < 2 or not x.numel(): raise ValueError(f'a normaliser is made of rows of numbers [..., D], got {list(x.shape)}')
+    if not x.is_floating_point(): x = x.float()
+    if not x.isfinite().all():
+        at = (~x.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f'row {at[0] if len(at) == 2 else at[:-1]}, dimension {at[-1]} is {float(x[tuple(at)])}: mend it, or leave that row out')
+    return x.flatten(0, -2)
+
+def spread(scale, width, x):
+    "`scale` where x [N, D] varies, 1 where it does not; warns of dimensions that vary too little to tell."
+    still = width <= 1e-6 * x.abs().amax(0)
+    if (nearly := still & (width > 0)).any():
+        warnings.warn(f'dimensions {nearly.nonzero()[:, 0].tolist()} vary by less than a millionth of their size: taken to be constant, their scale is 1', stacklevel=3)
+    return torch.where(still, 1., scale)
+
+def check_scales(centre, scale):
+    "Are these a centre and a scale? Raises `ValueError`."
+    if centre.shape != scale.shape or centre.ndim != 1: raise ValueError(f'centre and scale must both be [D], got {list(centre.shape)} and {list(scale.shape)}')
+    if not (centre.isfinite().all() and scale.isfinite().all() and (scale > 0).all()): raise ValueError('centre and scale must be finite with positive scales: is there NaN in the data?')
+
 # %% ../nbs/05_trajectories.ipynb #fa7f3fcd
 class Normaliser(nn.Module):
-    "x -> (x - centre) / scale per dimension, saved with the model. Made by `limits` (to [-1, 1]) or `gaussian` (mean 0, variance 1); a constant dimension maps to 0, and only that one is treated so. Vectors of fewer than D numbers are taken to be the leading dimensions (a state without its actions)."
+    """x -> (x - centre) / scale per dimension, saved with the model.
+
+    Made by `limits` (to [-1, 1]) or `gaussian` (mean 0, variance 1). A dimension that varies by less than
+    a millionth of its size is constant: its scale is 1, it maps to 0, and no other is touched.
+    Vectors of fewer than D numbers are the leading dimensions (a state without its actions)."""
     def __init__(self,
         centre: torch.Tensor,  # float [D]
         scale: torch.Tensor,   # float [D], positive
     ):
         super().__init__()
-        if centre.shape != scale.shape or centre.ndim != 1 or not (scale > 0).all(): raise ValueError(f'centre and scale must be [D] with positive scales, got {list(centre.shape)} and {list(scale.shape)}')
+        check_scales(centre, scale)
         self.register_buffer('centre', centre.float()); self.register_buffer('scale', scale.float())
 
     @classmethod
     def limits(cls, x: torch.Tensor):
-        low, high = x.flatten(0, -2).amin(0), x.flatten(0, -2).amax(0)
-        return cls((low + high) / 2, torch.where(high > low, (high - low) / 2, torch.ones_like(low)))
+        x = checked_rows(x)
+        low, high = x.amin(0).double(), x.amax(0).double()
+        return cls((low + high) / 2, spread((high - low) / 2, high - low, x))
 
     @classmethod
     def gaussian(cls, x: torch.Tensor):
-        x = x.flatten(0, -2).double()
-        std = x.std(0, unbiased=False)
-        return cls(x.mean(0), torch.where(std > 1e-8 * x.abs().amax(0).clamp(min=1e-30), std, torch.ones_like(std)))
+        x = checked_rows(x)
+        high, low, x = x.amax(0).double(), x.amin(0).double(), x.double()
+        return cls(x.mean(0), spread(x.std(0, unbiased=False), high - low, x))
 
     def forward(self, x): return (x - self.centre[:x.shape[-1]]) / self.scale[:x.shape[-1]]
 
@@ -737,79 +800,161 @@ def relabel(
     cut = select(data, slice(None), np.minimum(first + 1, data.length))
     return replace(cut, terminated=cut.terminated | (first < len(new)))
 
-# %% ../nbs/05_trajectories.ipynb #53ecda51
-def _minari():
+# %% ../nbs/05_trajectories.ipynb #d10a0006
+def import_minari():
     try: import minari
     except ImportError: raise ImportError("Minari data needs minari: pip install 'ldp_tut[minari]'") from None
     return minari
 
+@contextmanager
+def id_taken(dataset_id):
+    "Hold an id of a new Minari data set; if what follows fails, its folder (which would break every later call of Minari) is removed."
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage import get_dataset_path
+    try: parse_dataset_id(dataset_id)
+    except (ValueError, TypeError): raise ValueError(f"{dataset_id!r} is no id Minari would take: it must be like 'namespace/name-v0'") from None
+    path = Path(get_dataset_path(dataset_id))
+    if path.exists(): raise ValueError(f'Minari already has {dataset_id!r}: choose another id, or minari.delete_dataset first')
+    made = next(p for p in (path, *path.parents) if p.parent.exists())  # the topmost folder that is new
+    try: yield
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+# %% ../nbs/05_trajectories.ipynb #53ecda51
 def to_minari(
     data,               # `Trajectories` or `Episodes`
     dataset_id: str,    # 'namespace/name-v0'
     card: dict = None,  # kept in the data set's metadata
 ):                      # the `minari.MinariDataset`
-    """Write a data set into Minari's folder (`MINARI_DATASETS_PATH`). Raises `ValueError` when the id is taken.
+    """Write a data set into Minari's folder (`MINARI_DATASETS_PATH`). Raises `ValueError` when the id is taken
+    or not one, and for data or a card that cannot be written; then nothing is left behind.
 
     Gridworlds become dictionaries: `cells` uint8 [W, H, 3] (without the agent) and `pose` [3], actions are discrete."""
-    minari, (episodes, spaces) = _minari(), (_grid_buffers if isinstance(data, Episodes) else _flat_buffers)(data)
-    from minari.data_collector import EpisodeBuffer
-    if dataset_id in minari.list_local_datasets(): raise ValueError(f'Minari already has {dataset_id!r}: choose another id, or minari.delete_dataset first')
-    buffers = []
-    for i, (observations, actions, rewards, terminated) in enumerate(episodes):
-        end = np.zeros(len(rewards), bool); end[-1] = True
-        buffers.append(EpisodeBuffer(id=i, observations=observations, actions=actions, rewards=rewards, terminations=end & terminated, truncations=end & (not terminated), infos={}))
-    with warnings.catch_warnings():
+    minari, grid = import_minari(), isinstance(data, Episodes)
+    buffers, spaces = (grid_buffers if grid else flat_buffers)(data)
+    about = as_json(dict(card or {}, kind='grid' if grid else 'flat'))
+    with id_taken(dataset_id), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # it asks for an author, a permalink and more, much of which is in the card
-        made = minari.create_dataset_from_buffers(dataset_id, buffers, observation_space=spaces[0], action_space=spaces[1], description='made by ldp_tut',
-                                                  algorithm_name=(card or {}).get('policy'), data_format='hdf5')
-    made.storage.update_metadata(dict(ldp_tut=json.dumps(dict(card or {}, kind='grid' if isinstance(data, Episodes) else 'flat'))))
+        make = minari.create_dataset_from_buffers
+        exact = dict(jpeg_encoding=False) if 'jpeg_encoding' in signature(make).parameters else {}
+        made = make(dataset_id, buffers, observation_space=spaces[0], action_space=spaces[1], description='made by ldp_tut',
+                    algorithm_name=(card or {}).get('policy'), data_format='hdf5', **exact)
+        made.storage.update_metadata(dict(ldp_tut=about))
     return made
 
 # %% ../nbs/05_trajectories.ipynb #90a93281
-def _flat_buffers(data):
-    from gymnasium.spaces import Box, Dict, Discrete
-    check_data(data)
-    box = lambda x: Box(0, 255, x.shape[1:], np.uint8) if x.dtype == np.uint8 else Box(-np.inf, np.inf, x.shape[1:], np.float32)
-    spaces = [box(data.observation), Discrete(data.actions) if data.actions else box(data.action)]
-    if data.goal is None: return ((e.observation, e.action, e.reward, e.terminated) for e in data), spaces
-    spaces[0] = Dict(observation=spaces[0], desired_goal=box(data.goal))
-    return ((dict(observation=e.observation, desired_goal=e.goal), e.action, e.reward, e.terminated) for e in data), spaces
+def minari_buffers(episodes):
+    "Minari's form of (observations, actions, rewards, terminated) of each episode."
+    from minari.data_collector import EpisodeBuffer
+    def one(i, observations, actions, rewards, terminated):
+        end = np.arange(len(rewards)) == len(rewards) - 1
+        return EpisodeBuffer(id=i, observations=observations, actions=actions, rewards=rewards, infos={},
+                             terminations=end & terminated, truncations=end & (not terminated))
+    return [one(i, *e) for i, e in enumerate(episodes)]
 
-def _grid_buffers(data):
-    from gymnasium.spaces import Box, Dict, Discrete
+def flat_buffers(data):
+    def box(x):
+        symbols = x.dtype == np.uint8
+        return Box(0 if symbols else -np.inf, 255 if symbols else np.inf, x.shape[1:], x.dtype.type)
+    check_data(data)
+    see, act = box(data.observation), Discrete(data.actions) if data.actions else box(data.action)
+    if data.goal is None: return minari_buffers((e.observation, e.action, e.reward, e.terminated) for e in data), (see, act)
+    both = lambda e: dict(observation=e.observation, desired_goal=e.goal)
+    space = Dict(observation=see, desired_goal=box(data.goal))
+    return minari_buffers((both(e), e.action, e.reward, e.terminated) for e in data), (space, act)
+
+def grid_buffers(data):
     def rows():
         for e, n in enumerate(data.length):
             cells = np.repeat(data.grid[e][None], n + 1, 0)
             for t, (x, y, *new) in enumerate(data.change[e, :n]):
                 if x >= 0: cells[t + 1:, x, y] = new
             reward = np.zeros(n, np.float32); reward[-1] = data.success[e]
-            yield dict(cells=cells, pose=np.asarray(data.pose[e, :n + 1])), np.asarray(data.action[e, :n], np.int64), reward, bool(data.terminated[e])
-    side = max(data.grid.shape[1:3])
-    return rows(), [Dict(cells=Box(0, 255, data.grid.shape[1:], np.uint8), pose=Box(0, side, (3,), np.int16)), Discrete(7)]
+            see = dict(cells=cells, pose=np.asarray(data.pose[e, :n + 1]))
+            yield see, np.asarray(data.action[e, :n], np.int64), reward, bool(data.terminated[e])
+    cells, pose = Box(0, 255, data.grid.shape[1:], np.uint8), Box(0, max(data.grid.shape[1:3]), (3,), np.int16)
+    return minari_buffers(rows()), (Dict(cells=cells, pose=pose), Discrete(7))
+
+# %% ../nbs/05_trajectories.ipynb #d10a0007
+def observation_reader(
+    space,         # of observations
+) -> Callable:     # observations [N, ...] -> array [N, ...], goal [N, G] or None
+    """How observations become arrays: symbols and pixels (uint8 of two dimensions or more) as they are, of MiniGrid's own
+    dictionary the `image`; everything else as one vector: boxes, numbers of a set as one-hot, dictionaries of these joined
+    in alphabetical order, where `desired_goal` is the goal and `achieved_goal`, if it is not there already, comes first.
+
+    Raises `ValueError` for other spaces."""
+    if isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) > 1: return lambda x: (np.asarray(x), None)
+    if isinstance(space, (Box, Discrete)):
+        flat = flat_reader(space)
+        return lambda x: (flat(x), None)
+    parts = dict(space.spaces) if isinstance(space, Dict) else {}
+    if 'image' in parts and set(parts) <= {'image', 'direction', 'mission'}:
+        see = observation_reader(parts['image'])
+        return lambda x: see(x['image'])
+    symbols = any(isinstance(s, Box) and s.dtype == np.uint8 and len(s.shape) > 1 for s in parts.values())
+    if not parts or symbols or not all(isinstance(s, (Box, Discrete)) for s in parts.values()):
+        raise ValueError('observations must be a Box, Discrete, a Dict of these (without images), or MiniGrid\'s; '
+                         f'wrap the environment so that they are, here they are {space}')
+    flat = {n: flat_reader(s) for n, s in parts.items()}
+    return lambda x: join_parts({n: f(x[n]) for n, f in flat.items()})
+
+def flat_reader(space):
+    "Observations [N, ...] as vectors [N, D]."
+    if isinstance(space, Discrete): return lambda x: np.eye(int(space.n), dtype=np.float32)[np.asarray(x) - space.start]
+    return lambda x: np.asarray(x, np.float32).reshape(len(x), -1)
+
+def join_parts(parts):
+    "Vectors of a dictionary as one, and the goal. What was achieved stands first, where a goal is compared with it."
+    goal, here = parts.pop('desired_goal', None), parts.pop('achieved_goal', None)
+    rest = [parts[n] for n in sorted(parts)]
+    if here is not None and not (rest and np.array_equal(rest[0][:, :here.shape[1]], here)): rest = [here, *rest]
+    return np.concatenate(rest, 1), goal
+
+def action_reader(
+    space,     # of actions
+) -> tuple:    # actions [N, ...] -> array, and how many there are (0: vectors)
+    "How actions become arrays. Raises `ValueError` for spaces other than Box and Discrete."
+    if isinstance(space, Discrete): return lambda x: np.asarray(x, np.int64) - int(space.start), int(space.n)
+    if isinstance(space, Box): return flat_reader(space), 0
+    raise ValueError(f'actions must be a Box or Discrete; wrap the environment so that they are, here they are {space}')
+
+# %% ../nbs/05_trajectories.ipynb #d10a0008
+def check_episode(name, observations, actions, rewards, terminations):
+    "How many steps of an episode can be used; raises `ValueError` for arrays that cannot be one."
+    if not observations - 1 <= actions <= observations or len(rewards) != actions or len(terminations) != actions:
+        raise ValueError(f'{name} has {observations} observations, {actions} actions, {len(rewards)} rewards and {len(terminations)} terminations: '
+                         'expected one observation more than actions, and as many rewards and terminations as actions')
+    n = observations - 1
+    if n < 1: raise ValueError(f'{name} has no step with an observation after it: leave it out')
+    if np.any(terminations[:actions - 1]):
+        raise ValueError(f'{name} terminates at step {int(np.argmax(terminations))} of {actions}, and goes on: split it there')
+    return n
 
 # %% ../nbs/05_trajectories.ipynb #defe3d6d
 def from_minari(
     dataset,  # a `minari.MinariDataset`, or the id of a local one
 ):            # `Trajectories`, or `Episodes` where `to_minari` wrote them
-    "Read a data set: boxes (and dictionaries of boxes, joined in alphabetical order) as vectors, discrete actions as numbers from 0, `desired_goal` as `goal`. Raises `ValueError` for spaces that are neither."
-    from gymnasium.spaces import Box, Dict, Discrete
-    if isinstance(dataset, str): dataset = _minari().load_dataset(dataset)
-    eps, (obs, act) = list(dataset.iterate_episodes()), (dataset.observation_space, dataset.action_space)
-    if json.loads(dataset.storage.metadata.get('ldp_tut', '{}')).get('kind') == 'grid': return _grid_episodes(eps)
-    parts = sorted(obs.spaces) if isinstance(obs, Dict) else []
-    if not all(isinstance(s, Box) for s in ([obs[p] for p in parts] or [obs])) or not isinstance(act, (Box, Discrete)):
-        raise ValueError(f'from_minari reads boxes, dictionaries of boxes and discrete actions; {dataset.id} has observations {obs} and actions {act}')
-    wide = lambda x: np.asarray(x, np.float32).reshape(len(x), -1)
-    def one(e):
-        goal = wide(e.observations['desired_goal']) if 'desired_goal' in parts else None
-        rest = [p for p in parts if p != 'desired_goal']
-        state = np.concatenate([wide(e.observations[p]) for p in rest], 1) if rest else as_numbers(e.observations)
-        action = np.asarray(e.actions) - act.start if isinstance(act, Discrete) else wide(e.actions)
-        return Episode(state, action, np.asarray(e.rewards, np.float32), bool(e.terminations[-1]), goal)
-    return check_data(Trajectories.from_episodes([one(e) for e in eps], int(act.n) if isinstance(act, Discrete) else 0))
+    """Read a data set: observations as `observation_reader` does, actions that are numbers of a set from 0.
+
+    Raises `ValueError` for spaces it cannot read, and for episodes that cannot be."""
+    if isinstance(dataset, str): dataset = import_minari().load_dataset(dataset)
+    episodes = list(dataset.iterate_episodes())
+    if not episodes: raise ValueError(f'{dataset.id} has no episodes: was everything filtered out?')
+    if json.loads(dataset.storage.metadata.get('ldp_tut', '{}')).get('kind') == 'grid': return grid_episodes(episodes)
+    see, act, actions = *[observation_reader(dataset.observation_space)], *action_reader(dataset.action_space)
+    made, cut = [], 0
+    for i, e in enumerate(episodes):
+        (x, goal), a = see(e.observations), act(e.actions)
+        n = check_episode(f'{dataset.id}, episode {i}', len(x), len(a), e.rewards, e.terminations)
+        cut += n < len(a)
+        made.append(Episode(x, a[:n], np.asarray(e.rewards[:n], np.float32), bool(e.terminations[n - 1]), goal))
+    if cut: warnings.warn(f'{cut} of {len(made)} episodes of {dataset.id} lack the observation after the last action: that action is left out', stacklevel=2)
+    return check_data(Trajectories.from_episodes(made, actions))
 
 # %% ../nbs/05_trajectories.ipynb #15a180f4
-def _grid_episodes(eps):
+def grid_episodes(eps):
     T, E = max(len(e) for e in eps), len(eps)
     out = Episodes(np.stack([e.observations['cells'][0] for e in eps]), np.zeros((E, T + 1, 3), np.int16), np.full((E, T), -1, np.int8), np.full((E, T, 5), -1, np.int16),
                    np.array([len(e) for e in eps], np.int32), np.array([e.rewards[-1] > 0 for e in eps]), np.array([bool(e.terminations[-1]) for e in eps]))

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldp_tut.data import (FIELDS, Episode, Normaliser, Slices, StoreError, Trajectories, TrajectoryStore, Windows, as_vectors, collect, data_card, from_minari,
-                          random_offsets, relabel, returns_to_go, select, to_minari, wander_blocks, wander_maze)
+from ldp_tut.data import (FIELDS, Normaliser, Slices, StoreError, Trajectories, TrajectoryStore, Windows, action_reader, as_vectors, collect, data_card, file_sum, from_minari,
+                          observation_reader, random_offsets, relabel, returns_to_go, select, to_minari, wander_blocks, wander_maze)
 from ldp_tut.envs import BlockTable, make_env, point_mazes
 
 CARD = dict(env_id='MiniGrid-FourRooms-v0', policy='wander', seed=0)
@@ -333,6 +333,125 @@ def test_foreign_boxes_and_discrete_actions_come_in(minari_home):
     assert data.actions == 3 and data[1].action.tolist() == [0, 1, 2, 0, 1] and data[1].reward.tolist() == [0, 1, 2, 3, 4]
 
 
+def write_minari(name, episodes, see, act):
+    "A data set as others write it: (observations, actions, rewards, terminations) of each episode."
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    buffers = [EpisodeBuffer(id=i, observations=o, actions=a, rewards=r, terminations=np.asarray(t, bool), truncations=np.zeros(len(t), bool), infos={})
+               for i, (o, a, r, t) in enumerate(episodes)]
+    return minari.create_dataset_from_buffers(name, buffers, observation_space=see, action_space=act)
+
+
+@pytest.mark.filterwarnings('ignore:`')
+def test_a_missing_last_observation_is_not_zero(minari_home):
+    "n observations for n actions: the last action, whose result nobody knows, is left out."
+    from gymnasium.spaces import Box
+    rows = [(np.ones((5, 2)), np.ones((5, 1)), np.ones(5), [0, 0, 0, 0, 1]), (np.ones((4, 2)), np.ones((3, 1)), np.ones(3), [0, 0, 1])]
+    write_minari('other/short-v0', rows, Box(-9, 9, (2,)), Box(-9, 9, (1,)))
+    with pytest.warns(UserWarning, match='1 of 2 episodes of other/short-v0 lack the observation after the last action'): data = from_minari('other/short-v0')
+    assert data.length.tolist() == [4, 3] and (data.observation == 1).all() and data.terminated.tolist() == [False, True]
+
+
+IMPOSSIBLE = dict(
+    few_observations=((np.ones((3, 2)), np.ones((5, 1)), np.ones(5), [0] * 5), 'episode 1 has 3 observations, 5 actions'),
+    few_rewards=((np.ones((6, 2)), np.ones((5, 1)), np.ones(4), [0] * 5), 'episode 1 has 6 observations, 5 actions, 4 rewards'),
+    ends_inside=((np.ones((6, 2)), np.ones((5, 1)), np.ones(5), [0, 1, 0, 0, 1]), 'terminates at step 1 of 5, and goes on'),
+    one_observation=((np.ones((1, 2)), np.ones((1, 1)), np.ones(1), [0]), 'has no step with an observation after it'),
+    nan=((np.full((3, 2), np.nan), np.ones((2, 1)), np.ones(2), [0, 1]), 'observation of episode 1, step 0, dimension 0 is nan'))
+
+
+@pytest.mark.filterwarnings('ignore:`')
+@pytest.mark.parametrize('kind', IMPOSSIBLE)
+def test_impossible_minari_episodes_are_refused(kind, minari_home):
+    from gymnasium.spaces import Box
+    good, (bad, reason) = (np.ones((3, 2)), np.ones((2, 1)), np.ones(2), [0, 1]), IMPOSSIBLE[kind]
+    write_minari('other/bad-v0', [good, bad], Box(-9, 9, (2,)), Box(-9, 9, (1,)))
+    with pytest.raises(ValueError, match=reason): from_minari('other/bad-v0')
+
+
+@pytest.mark.filterwarnings('ignore:`')
+@pytest.mark.parametrize('wrong', [-1, 9])
+def test_minari_actions_outside_their_space_and_filtered_to_none(wrong, minari_home):
+    from gymnasium.spaces import Box, Discrete
+    made = write_minari('other/padded-v0', [(np.ones((4, 2)), np.array([0, 6, wrong]), np.ones(3), [0, 0, 0])], Box(-9, 9, (2,)), Discrete(7))
+    with pytest.raises(ValueError, match=f'action of episode 0, step 2 is {wrong}, and there are the actions 0 to 6: padding is not an action'): from_minari(made)
+    with pytest.raises(ValueError, match='other/padded-v0 has no episodes: was everything filtered out'): from_minari(made.filter_episodes(lambda e: False))
+
+
+@pytest.mark.filterwarnings('ignore:`')
+def test_minigrids_own_observations_and_goals_are_read(minari_home):
+    from gymnasium.spaces import Box, Dict, Discrete, Text
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 9, (4, 7, 7, 3)).astype(np.uint8)
+    see = dict(direction=np.array([0, 1, 2, 3]), image=image, mission=['go'] * 4)
+    write_minari('other/grid-v0', [(see, np.array([0, 1, 2]), np.ones(3), [0, 0, 1])], Dict(direction=Discrete(4), image=Box(0, 255, (7, 7, 3), np.uint8), mission=Text(30)), Discrete(7))
+    data = from_minari('other/grid-v0')
+    assert data.actions == 7 and data.observation.dtype == np.uint8 and np.array_equal(data.observation, image)
+    place, speed, goal = rng.random((4, 2)), rng.random((4, 2)), rng.random((4, 2))
+    spaces = lambda n: Dict(achieved_goal=Box(-9, 9, (2,)), desired_goal=Box(-9, 9, (2,)), observation=Box(-9, 9, (n,)))
+    for name, state in (('in', np.concatenate([place, speed], 1)), ('out', speed)):  # whether a state holds the place already or not
+        made = write_minari(f'other/{name}-v0', [(dict(achieved_goal=place, desired_goal=goal, observation=state), np.ones((3, 1)), np.ones(3), [0, 0, 0])], spaces(state.shape[1]), Box(-1, 1, (1,)))
+        data = from_minari(made)
+        assert np.allclose(data.observation, np.concatenate([place, speed], 1)) and np.allclose(data.goal, goal)
+    for space in (Dict(text=Text(9)), Text(9), Dict(image=Box(0, 255, (4, 4, 3), np.uint8), speed=Box(-1, 1, (2,)))):
+        with pytest.raises(ValueError, match='wrap the environment'): observation_reader(space)
+    with pytest.raises(ValueError, match='actions must be a Box or Discrete'): action_reader(Text(4))
+
+
+@pytest.mark.parametrize('name', ['no version', 'a/b/c d-v0', 'x/-v0', '', 'name-v', None])
+def test_an_id_minari_refuses_leaves_nothing_behind(name, minari_home, tmp_path):
+    import minari
+    with pytest.raises(ValueError, match='no id Minari would take'): to_minari(small(), name)
+    assert not [*(tmp_path / 'minari').glob('**/*')]
+    to_minari(small(), 'ldp/good-v0')
+    assert [*minari.list_local_datasets()] == ['ldp/good-v0']
+
+
+def test_a_failed_write_leaves_nothing_behind_and_a_numpy_card_is_kept(minari_home, tmp_path, monkeypatch):
+    import minari
+    real = minari.create_dataset_from_buffers
+    def half(*a, **k): real(*a, **k); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(minari, 'create_dataset_from_buffers', half)
+    with pytest.raises(OSError): to_minari(small(), 'ldp/half-v0')
+    assert not (tmp_path / 'minari' / 'ldp').exists()
+    monkeypatch.undo(); monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
+    with pytest.raises(ValueError, match='a card holds numbers, text, lists and dictionaries, got set'): to_minari(small(), 'ldp/set-v0', dict(seed={1}))
+    made = to_minari(small(), 'ldp/card-v0', dict(seed=np.int64(3), share=np.float32(.5), rows=np.arange(2)))
+    import json
+    assert json.loads(made.storage.metadata['ldp_tut']) == dict(seed=3, share=.5, rows=[0, 1], kind='flat') and [*minari.list_local_datasets()] == ['ldp/card-v0']
+
+
+def test_pixels_are_not_squeezed_on_their_way_through_minari(minari_home):
+    data = small(2, shape=(40, 40, 3), dtype=np.uint8, actions=2)
+    assert equal(data, from_minari(to_minari(data, 'ldp/large-v0')))
+
+
+def test_a_store_keeps_numpy_cards_and_names_odd_folders(tmp_path):
+    store = TrajectoryStore(tmp_path)
+    store.append(small(), dict(CARD, seed=np.int64(7)))
+    assert store.cards()[0]['seed'] == 7
+    with pytest.raises(StoreError, match='a card holds numbers'): store.append(small(), dict(CARD, seed={1}))
+    assert [p.name for p in tmp_path.glob('shard*')] == ['shard-00000']
+    (tmp_path / 'shard-00000-copy').mkdir()
+    for call in (store.load, store.cards, store.recover, lambda: store.append(small(), CARD)):
+        with pytest.raises(StoreError, match='shard-00000-copy does not have the name of a shard.*move or rename'): call()
+
+
+def test_sums_are_made_in_pieces(tmp_path, monkeypatch):
+    import zlib
+    (file := tmp_path / 'x').write_bytes(data := np.random.default_rng(0).bytes(3_000_001))
+    seen = []
+    monkeypatch.setattr('ldp_tut.data.zlib.crc32', lambda piece, total, real=zlib.crc32: seen.append(len(piece)) or real(piece, total))
+    total = file_sum(file); monkeypatch.undo()
+    assert total == zlib.crc32(data) and max(seen) <= 1 << 20 and len(seen) == 3
+
+
+def test_impossible_lengths_of_rooms_are_refused(episodes):
+    for wrong in (0, 9999):
+        length = episodes.length.copy(); length[3] = wrong
+        with pytest.raises(ValueError, match='lengths of episodes must lie in'): replace(episodes, length=length)
+
+
 @given(st.integers(1, 4), st.integers(0, 3), st.floats(-50, 50), st.sampled_from(['limits', 'gaussian']))
 @settings(max_examples=40, deadline=None)
 def test_normalisers_undo_themselves_and_leave_constants_alone(dims, constant, level, kind):
@@ -344,6 +463,34 @@ def test_normalisers_undo_themselves_and_leave_constants_alone(dims, constant, l
     if kind == 'limits': assert torch.allclose(y[:, :dims].amin(0), -torch.ones(dims), atol=1e-5) and torch.allclose(y[:, :dims].amax(0), torch.ones(dims), atol=1e-5)
     else: assert torch.allclose(y[:, :dims].std(0, unbiased=False), torch.ones(dims), atol=1e-3)
     assert torch.equal(norm(x[:, :1]), y[:, :1])  # states without their actions
+
+
+@pytest.mark.parametrize('kind', ['limits', 'gaussian'])
+def test_normalisers_refuse_nan_and_warn_of_what_hardly_varies(kind):
+    make, g = getattr(Normaliser, kind), torch.Generator().manual_seed(0)
+    x = torch.rand(40, 3, generator=g); x[17, 1] = torch.nan
+    with pytest.raises(ValueError, match='row 17, dimension 1 is nan'): make(x)
+    with pytest.raises(ValueError, match=r'row \[2, 1\], dimension 1 is nan'): make(x.view(5, 8, 3))
+    x[17, 1] = -torch.inf
+    with pytest.raises(ValueError, match='row 17, dimension 1 is -inf'): make(x)
+    for bad in (torch.zeros(0, 3), torch.zeros(3)):
+        with pytest.raises(ValueError, match='rows of numbers'): make(bad)
+    x = torch.stack([torch.rand(40, generator=g), 1e6 + .4 * torch.rand(40, generator=g).round(), torch.full((40,), 3.), 1e-9 * torch.rand(40, generator=g)], 1).double()
+    with pytest.warns(UserWarning, match=r'dimensions \[1\] vary by less than a millionth'): norm = make(x)
+    assert norm.scale[1] == norm.scale[2] == 1 and norm.scale[3] < 1e-8 and norm(x).abs().max() < 5
+    for kind in (torch.int64, torch.uint8): assert make(torch.arange(12).view(6, 2).to(kind)).scale.dtype == torch.float32
+    assert make(np.arange(12.).reshape(6, 2)).centre.tolist() == [5, 6]
+    with pytest.raises(ValueError, match='is there NaN'): Normaliser(torch.full((2,), torch.nan), torch.ones(2))
+
+
+def test_numpy_integers_are_integers(episodes):
+    one = np.int64(1)
+    again = collect('MiniGrid-FourRooms-v0', 'wander', np.int64(24), seed=np.int64(0), progress=False, steps=np.int32(0), spare=np.int8(0))
+    same(again, episodes)
+    data = small(lengths=[20, 20])
+    assert Slices(data, 2 * one).draw(4 * one, 3 * one, torch.Generator().manual_seed(0)).shape == (4, 3, 3 + 2 * 2)
+    assert len(Windows(data).draw(5 * one, torch.Generator())[0]) == 5 and random_offsets(3 * one, 4 * one, 9 * one, torch.Generator()).shape == (3, 4)
+    assert len(data[one]) == 20 and len(wander_blocks(BlockTable(2, 2), 3 * one, 4 * one, one)) == 3
 
 
 @pytest.mark.parametrize('actions', [0, 3])
