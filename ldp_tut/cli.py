@@ -1,4 +1,4 @@
-"""One line from nothing to a planner that runs.
+"""One line to a planner that runs.
 
 Docs: https://ldp-tut.github.io/ldp_tut/command_line.html.md"""
 
@@ -52,8 +52,8 @@ def _add_plan(p, episodes):
 
 # %% ../nbs/18_command_line.ipynb #fc363914
 HELP = dict(collect='Play episodes with a policy that does not seek the goal, and store them.',
-            train='Make a planner from nothing: collect, learn the latent world, learn to denoise in it. Goes on where a killed run stopped.',
-            plan='Plan in new rooms, report, and write a film of the plan being denoised beside the walk.',
+            train='Make a planner: collect walks with a twin that knows the rules, learn the latent world, learn to denoise in it. Goes on where a killed run stopped.',
+            plan='Plan in new rooms, report, and write a film: plans, drawn with more tokens than the agent uses, beside its walk.',
             eval='Measure a checkpoint over many new rooms: of layouts kept aside in training, where any were.',
             bench='Time this machine: environment steps/s, training tokens/s, ms per plan.')
 
@@ -264,6 +264,7 @@ def _tell(command, r):
              f"  far token at goal    {r['decoded_at_goal']:7.1%}  (the first plan's far token, decoded)",
              f"  lawful steps         {r['lawful_rate']:7.1%}  (decoded one-step transitions; {r['reachable_rate']:.1%} of all strides can be walked in time)",
              f"  time                 {r['ms_per_plan']:7.1f}  ms per plan ({r['plans']:,} plans, in batches)"]
+    if r.get('warning'): lines.append(f"  warning              {r['warning']}")
     if r.get('gif'): lines.append(f"  film                 {r['gif']}  (room {r['gif_seed']}, {'one of the solved ones' if r['gif_solved'] else 'none was solved'})")
     return '\n'.join(lines)
 
