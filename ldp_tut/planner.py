@@ -38,7 +38,7 @@ from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_nois
 from .envs import AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, layouts, make_env, read_grid, room_seeds, shortest_plan, split_agent
 from .forcing import Prediction, fourier
 from .guidance import HeadGuide, Limited
-from .train import CheckpointError, TrainConfig, download, fast_bf16, fit, load_checkpoint, pick_device, save_checkpoint
+from .train import CheckpointError, TrainConfig, download, fast_bf16, fingerprint, fit, load_checkpoint, pick_device, save_checkpoint
 from .viz import draw_room, side_by_side
 from .world import NEIGHBOURS, SceneEncoder, WorldConfig, WorldModel, make_world, world_batches, world_loss
 
@@ -521,23 +521,32 @@ def train_planner(
     check_goal(r.env_id, r.seed)
     if r.precision == 'auto': r = replace(r, precision='bf16' if fast_bf16(pick_device(device)) else 'no')
     windows = Windows(_collected(r, out / 'data', progress), r.view)
+    made_of = _recipe_of_runs(r, out / 'data')
     world_model = make_world(windows, r.seed, modes=r.modes, window=r.window, changes=r.changes, channels=r.channels, latent_noise=r.latent_noise)
     world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
-                    TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress)
+                    TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'), out / 'world.safetensors', device=device, progress=progress,
+                    recipe={n: made_of[n] for n in _WORLD_OPTIONS})
     with torch.random.fork_rng():
         torch.manual_seed(r.seed)
         model = PlannerModel(PlannerConfig(env_id=r.env_id, world=world_model.config, chain=r.chain, scene_width=r.scene_width, shift=r.shift, longest=r.longest))
     model.world.load_state_dict(world_model.state_dict())
     model.world.freeze()
     run = fit(model, planner_loss, planner_batches(windows, r.batch, r.tokens, r.longest),
-              TrainConfig(steps=r.steps, lr=r.lr, warmup=50, ema=0.998, seed=r.seed, precision=r.precision), out / 'planner.safetensors', device=device, progress=progress)
+              TrainConfig(steps=r.steps, lr=r.lr, warmup=50, ema=0.998, seed=r.seed, precision=r.precision), out / 'planner.safetensors', device=device, progress=progress,
+              recipe=made_of | dict(world=fingerprint(world_model.state_dict())))
     agent = PlannerAgent(model.eval(), plan or PlanConfig())
     agent.card = dict(licence='Apache-2.0', recipe=asdict(r), data=dict(episodes=len(windows), steps=int(windows.length.sum()), policy=r.policy, success=float(windows.success.mean())),
-                      seconds=dict(world=round(world_run.seconds), planner=round(run.seconds)), **(card or {}))
+                      seconds=dict(world=round(world_run.seconds), planner=round(run.seconds)), **({'extended': run.card['extended']} if 'extended' in run.card else {}), **(card or {}))
     save_agent(out / 'agent.safetensors', agent, agent.card)
     return agent, dict(world=world_run.history, planner=run.history)
 
 # %% ../nbs/12_planner.ipynb #beb542bf
+_WORLD_OPTIONS = ('env_id', 'policy', 'view', 'channels', 'latent_noise', 'modes', 'changes', 'window', 'longest', 'data')  # what the world model's training depends on
+
+def _recipe_of_runs(r, folder):
+    "What the runs in a folder must agree on to be gone on with: all options but how many steps, and the data."
+    return {n: v for n, v in asdict(r).items() if n not in ('steps', 'world_steps')} | dict(data=fingerprint([c['crc32'] for c in TrajectoryStore(folder).cards()]))
+
 def _collected(r, folder, progress):
     "The recipe's data: what is in the folder, or played now."
     store = TrajectoryStore(folder)

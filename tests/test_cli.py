@@ -94,6 +94,21 @@ def test_a_damaged_store_is_refused_and_left_alone(tmp_path, capsys):
     assert file.stat().st_size == 100
 
 
+def test_a_folder_is_gone_on_with_by_the_same_recipe_alone(tmp_path, capsys):
+    "Other options are refused by name before anything is overwritten; more steps extend a finished run, and the card says so."
+    line = f'train --env MiniGrid-Empty-6x6-v0 --episodes 12 --world-steps 3 --steps 3 --tokens 4 --longest 10 --precision no --device cpu --out {tmp_path}'
+    assert main(line.split()) == 0
+    capsys.readouterr()
+    before = {p.name: p.read_bytes() for p in tmp_path.glob('*.*')}
+    for option, words in [('--batch 16', 'batch=32, not 16'), ('--longest 9', 'longest=10, not 9'), ('--shift 4', 'shift=8.0, not 4.0'), ('--latent-noise 2', 'latent_noise=1.0, not 2.0'),
+                          ('--lr .1', 'lr=0.002, not 0.1'), ('--no-chain', 'chain=True, not False'), ('--scene-width 8', 'scene_width=48, not 8'), ('--steps 2', 'steps=3, not 2')]:
+        fails(capsys, f'{line} {option}', words, 'choose another path')
+    assert {p.name: p.read_bytes() for p in tmp_path.glob('*.*')} == before
+    assert main(f'{line} --steps 5 --json'.split()) == 0
+    card = json.loads((tmp_path / 'agent.json').read_text())
+    assert card['extended'] == [dict(after=3, to=5)] and card['recipe']['steps'] == 5
+
+
 def test_an_unknown_command_exits_non_zero_from_a_shell():
     run = subprocess.run([*SHELL, 'fly'], capture_output=True, text=True)
     assert run.returncode != 0

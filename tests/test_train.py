@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldp_tut.train import CheckpointError, CSVTracker, NonFiniteLoss, TrainConfig, fit, learning_rate, load_checkpoint, pick_device, save_checkpoint
+from ldp_tut.train import CheckpointError, CSVTracker, NonFiniteLoss, Tracking, TrainConfig, fit, learning_rate, load_checkpoint, pick_device, save_checkpoint
 
 
 def net(seed=0):
@@ -139,9 +139,9 @@ rank = torch.distributed.get_rank()
 
 
 def test_a_tracker_is_told_and_goes_on_after_a_kill(tmp_path):
-    file, how = tmp_path / 'log' / 'losses.csv', dict(path=tmp_path / 'run.safetensors', log_every=50, **QUIET)
-    whole = fit(net(), loss, batches, CONFIG, log_with=CSVTracker(file), stop_at=200, **how)
-    fit(net(), loss, batches, CONFIG, log_with=CSVTracker(file), **how)
+    file, how = tmp_path / "log" / "losses.csv", dict(path=tmp_path / "run.safetensors", **QUIET)
+    whole = fit(net(), loss, batches, CONFIG, track=Tracking(CSVTracker(file), every=50), stop_at=200, **how)
+    fit(net(), loss, batches, CONFIG, track=Tracking(CSVTracker(file), every=50), **how)
     head, *rows = [line.split(',') for line in file.read_text().splitlines()]
     assert head == ['step', 'fit', 'loss', 'lr', 'size'] and [int(r[0]) for r in rows] == list(range(0, 400, 50))
     assert float(rows[1][2]) == pytest.approx(whole.history[50]['loss'], rel=1e-4)
