@@ -1,16 +1,22 @@
 "The pages as a reader meets them: everything that can be checked without Quarto, and the moving parts in a real browser."
+import functools
+import http.server
+import importlib.util
 import inspect
 import json
 import re
 import shutil
 import subprocess
+import threading
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ldp_tut
-from ldp_tut.book import bad_equations, bad_fences, bad_links, bad_outputs, bad_references, check_page, equations, page_links, prepare, preview, prose, symbols
+from ldp_tut.book import (SITE, anchors, bad_equations, bad_fences, bad_links, bad_outputs, bad_references, check_page, equations, named_fold, page_links,
+                          prepare, preview, prose, slug, symbols, tidy_card, without_private_links)
 
 ROOT = Path(__file__).parent.parent
 NBS = sorted((ROOT / 'nbs').glob('*.ipynb'))
@@ -42,7 +48,56 @@ def test_broken_equations_are_found():
 def test_bad_links_are_found(text, what):
     found = bad_links(text, ROOT / 'nbs')
     assert len(found) == 1 and what in found[0]
-    assert bad_links('[a](planner.html#plan) [b](12_planner.ipynb#x) ![c](figs/plan.gif) [d](https://x.y/z) `[e](f)`', ROOT / 'nbs') == []
+    assert bad_links(f'[a](planner.html#plan) [b](12_planner.ipynb#reference) ![c](figs/plan.gif) [d](https://x.y/z#w) `[e](f)` [g]({SITE}/ddpm.html)', ROOT / 'nbs') == []
+
+
+@pytest.mark.parametrize('target', ['#nowhere', '12_planner.ipynb#nowhere', 'planner.html#nowhere', f'{SITE}/training.html#_update'])
+def test_links_to_no_place_on_a_page_are_found(target):
+    found = bad_links(f'[a]({target}) [b](#here) [`c`](07_diffuser.ipynb#what-the-two-parts-are-worth)', ROOT / 'nbs', {'here'})
+    assert found == [f'link to no such place on its page: {target}']
+    assert bad_links(f'[a]({SITE}/nothing.html)', ROOT / 'nbs') == [f'link to nothing: {SITE}/nothing.html']
+
+
+@pytest.mark.parametrize('heading, anchor', [('Why not simply search?', 'why-not-simply-search'), ('3. `two` *Parts* & $x^2$', 'two-parts-x2'), ('Plan.step_by', 'plan.step_by'), ('_update', 'update'),
+                                             ("Ours: [a link](b.html)'s", 'ours-a-links'), ('2026', 'section')])
+def test_a_heading_has_pandocs_anchor(heading, anchor): assert slug(heading) == anchor
+
+
+def test_the_anchors_of_a_notebook_are_those_of_its_page(pages):
+    "Other pages are judged by their notebooks as they lie there; this one as it is prepared. Both must say the same."
+    for path in NBS:
+        raw, made = anchors(json.loads(path.read_text())['cells']), anchors(pages[path.name]['cells'])
+        assert len(raw - made) <= 1, f'{path.name}: {raw - made}'  # the title, which has no anchor on the page
+        assert all(a == 'cite-this-chapter' or re.search(r'-\d+$', a) for a in made - raw), f'{path.name}: {made - raw}'
+
+
+def test_a_card_says_what_a_reader_would_write(pages):
+    card = '### step\n\n```python\ndef Walk(\n    room:__main__.Room\n)->None:\n```\n\n*Go from * `a * b` to $c^*$, *once*.*\nAnd * rest.'
+    assert tidy_card(card, 'Walk.Step', True) == '### Walk.Step\n\n```python\nclass Walk(\n    room:Room\n)\n```\n\n*Go from \\* `a * b` to $c^*$, _once_.*\nAnd * rest.'
+    assert tidy_card('### f\n\n```python\ndef f()->__main__.Room:\n```', 'f', False) == '### f\n\n```python\ndef f()->Room:\n```'
+    assert tidy_card('### C\n\n```python\ndef C()->None:\n```', 'C', True) == '### C\n\n```python\nclass C()\n```'
+    text = '\n'.join(prose(p) for p in pages.values())
+    assert '__main__.' not in text and not re.findall(r'^def [A-Z]\w*\(', text, flags=re.M) and len(re.findall(r'^class [A-Z]\w*\(', text, flags=re.M)) > 40
+    said = re.findall(r'^```\n\n\*(.*)\*$', text, flags=re.M)
+    assert len(said) > 150 and not [d for d in said if re.search(r'(?<!\\)\*', re.sub(r'`[^`]*`|\$[^$]*\$', '', d))]
+
+
+def test_a_fold_says_what_is_in_it(pages):
+    title = '#| code-summary: "Exported source'
+    assert named_fold(title + '"\nA, b = 1, 2\nc = 3\ndef d(): pass\nclass E: pass') == title + ': A, b, c and 2 more"\nA, b = 1, 2\nc = 3\ndef d(): pass\nclass E: pass'
+    assert named_fold('x = 1') == 'x = 1' and named_fold(title + '"\nf()') == title + '"\nf()'
+    assert all(title + '"' not in c['source'] for p in pages.values() for c in p['cells'] if c['cell_type'] == 'code' and not c['source'].startswith('print('))
+
+
+def test_names_without_a_card_are_not_linked():
+    plain = without_private_links(f'[`_update`]({SITE}/training.html#_update), [`A._b`]({SITE}/ddpm.html#a._b), [`fit`]({SITE}/training.html#fit)')
+    assert plain == f'`_update`, `A._b`, [`fit`]({SITE}/training.html#fit)'
+
+
+def test_view_source_and_the_script_after_rendering_exist():
+    config = yaml.safe_load((ROOT / '_quarto.yml').read_text())
+    assert all((ROOT / config['website']['repo-subdir'] / p.name).is_file() for p in NBS)
+    assert (ROOT / 'nbs' / config['project']['post-render']).resolve() == (ROOT / '.ci' / 'post_render.py').resolve()  # from nbs/, and from nbdev's _proc/ beside it
 
 
 def test_bad_references_are_found():
@@ -116,13 +171,54 @@ def test_every_chapter_says_how_to_cite_it(pages):
 
 def test_a_notebook_installs_the_package_where_it_is_not(pages):
     "Two lines, before anything else; nothing of them on the page."
-    import json
     for path in NBS:
         if path.name == 'index.ipynb' or path.name > '91': continue
         first = next(c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code')
         source = ''.join(first['source'])
         assert source.startswith('#| hide\ntry: import ldp_tut') and source.count('\n') == 2 and 'pip' in source, path.name
         assert 'run_line_magic' not in str(pages[path.name])
+
+
+@pytest.fixture(scope='module')
+def post_render():
+    spec = importlib.util.spec_from_file_location('post_render', ROOT / '.ci' / 'post_render.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RULES = re.sub(r'^ *//.*\n', '', (ROOT / 'nbs' / 'fonts.scss').read_text().split('/*-- scss:rules --*/')[1], flags=re.M)  # no Sass in them but comments
+FOREIGN = ('<script src="https://cdnjs.cloudflare.com/ajax/libs/jquery/3.5.1/jquery.min.js" integrity="sha512-x" crossorigin="anonymous"></script>'
+           '<script src="https://cdnjs.cloudflare.com/ajax/libs/require.js/2.3.6/require.min.js" crossorigin="anonymous"></script>\n'
+           '<script type="application/javascript">define(\'jquery\', [],function() {return window.jQuery;})</script>\n')
+FOLD = '<details open="" class="code-fold">\n<summary>Exported source: f</summary><pre>f</pre></details>'
+# One of everything that gave readers trouble, in Quarto's words.
+PAGE = f'''<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1.0"><style>body {{ margin: 0; padding-top: 60px }} pre {{ white-space: pre-wrap }}
+header {{ position: fixed; top: 0; width: 100%; height: 60px; background: #ddd; display: flex; justify-content: space-between }} .anchorjs-link {{ padding-left: .4em }}
+STYLES</style>{FOREIGN}<link rel="stylesheet" href="katex/katex.min.css"><script defer src="katex/katex.min.js"></script>
+<script>document.addEventListener("DOMContentLoaded", () => {{ for (const e of [...document.getElementsByClassName("math")]) katex.render(e.firstChild.data, e, {{displayMode: e.classList.contains("display"), throwOnError: false}}) }})</script></head>
+<body><header><b>book</b><button id="search">search</button></header><main>{FOLD}<details open="" class="notes"><summary>Mine</summary>stays open</details><section id="top"><h2 class="anchored">A heading<a class="anchorjs-link" href="#top">link</a></h2>
+<figure class="figure"><p><img src="figs/plan.gif"></p><figcaption>A &quot;film&quot; of <em>one</em> walk</figcaption></figure>
+<table class="wide"><tr>{"<td><code>schedule.alpha_bar</code></td>" * 12}</tr></table><p>Here <code>{"a_very_long_name" * 12}</code> and <span class="math inline">(\\text{{{"no place to break it " * 8}}})</span> stand.</p>
+<p class="wide"><span class="math display">x = {" + ".join(f"x_{{{i}}}" for i in range(60))}</span></p><div class="cell-output-display"><img alt="wide" width="1400" height="200" src="data:image/gif;base64,R0lGODlhAQABAAAAACw="></div>
+{"<p>" + "<span class='math display'>" + chr(92) + "begin{aligned}" + (chr(92) * 2).join(f"y_{{{i}}} &= {i}" for i in range(12)) + chr(92) + "end{aligned}</span></p>"}</section>
+<section id="far"><h2 class="anchored">Far down</h2>{"<p>more</p>" * 60}</section></main></body></html>'''
+
+
+def test_foreign_scripts_folds_and_missing_descriptions_are_mended(post_render, tmp_path, monkeypatch):
+    assert 'define(' in PAGE and len(post_render.ELSEWHERE.findall(PAGE)) == 2
+    page = post_render.mended(PAGE)
+    assert post_render.ELSEWHERE.findall(page) == [] and 'define(' not in page and 'katex.min.js' in page
+    assert '<details class="code-fold">\n<summary>Exported source: f' in page and '<details open="" class="notes">' in page
+    assert '<img alt="A &quot;film&quot; of one walk" src="figs/plan.gif">' in page and page.count('alt="wide"') == 1
+    assert post_render.mended(page) == page, 'a second run must change nothing'
+    (tmp_path / 'deep').mkdir()
+    (tmp_path / 'deep' / 'page.html').write_text(PAGE)
+    monkeypatch.setenv('QUARTO_PROJECT_OUTPUT_DIR', str(tmp_path))
+    post_render.main()
+    assert (tmp_path / 'deep' / 'page.html').read_text() == page
+    (tmp_path / 'new.html').write_text('<body><script src="https://x.y/z.js"></script></body>')
+    with pytest.raises(SystemExit, match='ask another host.*\n.*new.html.*x.y/z.js'): post_render.main()
 
 
 @pytest.fixture
@@ -170,6 +266,44 @@ def test_katex_sets_mathematics_without_any_other_host(tab, site):
     assert tab.wrong == [] and all(u.startswith('file:') for u in tab.asked)
 
 
+@pytest.fixture(scope='module')
+def trouble(site, post_render):
+    "The page of all troubles, as Quarto leaves it and as we do."
+    (site / 'before.html').write_text(PAGE.replace(FOREIGN, '').replace('STYLES', ''))
+    (site / 'after.html').write_text(post_render.mended(PAGE.replace('STYLES', RULES)))
+    return site
+
+
+WIDE = """() => { const right = e => Math.round(e.getBoundingClientRect().right), phone = 390;
+    return {page: document.documentElement.scrollWidth, search: right(document.querySelector('#search, #quarto-search button')), scroll: [...document.querySelectorAll('.wide, .katex-display')].filter(e => e.scrollWidth > e.clientWidth).length,
+            cut: [...document.querySelectorAll('main img, main p > code, main .katex-base')].filter(e => right(e) > phone && getComputedStyle(e.closest('.katex-display') || e).overflowX !== 'auto').map(e => e.outerHTML.slice(0, 80))} }"""
+
+
+def test_a_phone_shows_the_whole_page(tab, trouble):
+    tab.set_viewport_size(dict(width=390, height=844))
+    tab.goto((trouble / 'before.html').as_uri())
+    assert tab.evaluate(WIDE)['page'] > 390, 'the page before must show the trouble'
+    tab.goto((trouble / 'after.html').as_uri())
+    tab.wait_for_function("document.querySelector('.too-wide')")
+    seen = tab.evaluate(WIDE)
+    assert seen['page'] == 390 and 0 < seen['search'] <= 390 and seen['cut'] == []
+    assert seen['scroll'] >= 2, 'what is too wide, the table and the equation, scrolls by itself'
+    assert [e for e in tab.wrong if 'plan.gif' not in e and 'ERR_FILE_NOT_FOUND' not in e] == [] and all(u.startswith(('file:', 'data:')) for u in tab.asked)
+
+
+def test_a_deep_link_stays_where_it_leads(tab, trouble):
+    place = "document.getElementById('far').getBoundingClientRect().top"
+    tab.goto((trouble / 'after.html').as_uri() + '#far')
+    tab.wait_for_function(f"document.querySelector('.katex') && {place} >= 60 && {place} < 140")  # below the bar, near the top
+    tab.evaluate("document.querySelector('main').prepend(Object.assign(document.createElement('div'), {style: 'height: 700px'}))")  # as late fonts and formulas do
+    tab.wait_for_function(f"{place} >= 60 && {place} < 140")
+    tab.evaluate("dispatchEvent(new Event('wheel')); scrollTo(0, 0); document.querySelector('main').prepend(Object.assign(document.createElement('div'), {style: 'height: 700px'}))")
+    tab.wait_for_timeout(200)
+    assert tab.evaluate('scrollY') == 0, 'a reader who has moved is left alone'
+    tab.evaluate("location.hash = '#top'")
+    tab.wait_for_function("scrollY > 0 && Math.abs(document.getElementById('top').getBoundingClientRect().top - 100) < 40")
+
+
 @pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not here; it is in no package registry (https://quarto.org)')
 def test_the_site_builds_and_can_be_searched(tab, tmp_path):
     "Needs Quarto: the whole site, opened in a browser, searched, with no request to another host."
@@ -179,16 +313,35 @@ def test_the_site_builds_and_can_be_searched(tab, tmp_path):
         shutil.copy2(ROOT / name, tmp_path / name, follow_symlinks=False)
     run = subprocess.run(['nbdev-docs', '--symlinks'], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    import functools, http.server, threading
-    serve = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / '_docs'))
+    made = tmp_path / '_docs'
+    serve = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(http.server.SimpleHTTPRequestHandler, directory=made))
     threading.Thread(target=serve.serve_forever, daemon=True).start()
     home = f'http://127.0.0.1:{serve.server_port}/'
-    for page in ('index.html', 'notation.html', 'planner.html', 'symbols.html', '404.html'):
-        tab.goto(home + page, wait_until='networkidle')
-        assert (tmp_path / '_docs' / page).stat().st_size < 2_000_000 and tab.locator('h1').count() >= 1
+    names = sorted(p.name for p in made.glob('*.html'))
+    text = {n: (made / n).read_text() for n in names}
+    places = {n: set(re.findall(r'\bid="([^"]*)"', t)) for n, t in text.items()}
+    assert len(names) >= len(NBS)
+    for name in names:
+        page = text[name]
+        assert len(page) < 2_000_000 and '__main__.' not in re.sub(r'<[^>]*>', '', page) and '<details open="" class="code-fold">' not in page, name
+        assert all(' alt=' in tag for tag in re.findall(r'<img\b[^>]*>', page)), name
+        for target in re.findall(r'<a\b[^>]*\bhref="([^"]*)"', page):
+            place, _, anchor = target.replace(SITE + '/', '').removeprefix('/ldp_tut/').removeprefix('./').partition('#')
+            if place.endswith('.html') and ':' not in place or (anchor and not place): assert not anchor and place in places or anchor in places[place or name], f'{name}: {target}'
+        source = re.findall(r'href="([^"]*)"[^>]*>(?:<[^>]*>)*View source<', page)
+        assert name == '404.html' or any((ROOT / s.split('/blob/main/')[1]).is_file() for s in source if '/blob/main/' in s), f'{name}: {source}'
+    tab.set_viewport_size(dict(width=390, height=844))
+    for name in names:
+        tab.goto(home + name, wait_until='load')
+        tab.evaluate('document.fonts.ready')
+        seen = tab.evaluate(WIDE)
+        assert tab.locator('h1').count() >= 1 and seen['page'] <= 390 and seen['search'] <= 390, (name, seen)
     assert all(u.startswith((home, 'data:')) for u in tab.asked), [u for u in tab.asked if not u.startswith(home)]
+    tab.set_viewport_size(dict(width=1280, height=800))
+    tab.goto(home + 'planner.html#reference', wait_until='load')
+    tab.wait_for_function("document.querySelector('.katex') && Math.abs(document.getElementById('reference').getBoundingClientRect().top - 85) < 40")
     tab.goto(home)
     tab.locator('#quarto-search button').first.click()
     tab.keyboard.type('noise board')
-    assert tab.locator('.search-result-container').first.is_visible()
+    tab.locator('.search-result-container').first.wait_for(state='visible')
     serve.shutdown()
