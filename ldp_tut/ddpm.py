@@ -7,8 +7,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/ddpm.html.md"""
 # %% auto #0
 __all__ = ['SCHEDULES', 'NoiseSchedule', 'linear_schedule', 'cosine_schedule', 'sigmoid_schedule', 'shifted', 'check_levels',
            'levels_over', 'check_callable', 'check_like', 'add_noise', 'convert', 'posterior', 'min_snr_weight',
-           'fused_snr_weight', 'PointDenoiser', 'train_denoiser', 'x0_denoiser', 'Iteration', 'sample_step', 'renoise',
-           'sample', 'last', 'seeded_noise', 'energy_distance', 'digits']
+           'fused_snr_weight', 'PointDenoiser', 'train_denoiser', 'x0_denoiser', 'Iteration', 'check_tokens',
+           'sample_step', 'renoise', 'sample', 'last', 'seeded_noise', 'energy_distance', 'digits']
 
 # %% ../nbs/01_ddpm.ipynb #b8e493b0
 import math
@@ -168,6 +168,9 @@ def levels_over(
         raise ValueError(f'levels k {list(k.shape)} do not match the leading axes of x {list(x.shape)}')
     return k.reshape(k.shape + (1,) * (x.ndim - k.ndim))
 
+def _two_axes(k):
+    if k.ndim != 2: raise ValueError(f'fused weights need levels [B, H], got {list(k.shape)}')
+
 def _at_least_one(k, why):
     if k.device.type == 'cpu' and k.numel() and int(k.min()) < 1:
         raise ValueError(f'levels k must be at least 1 {why}, got {int(k.min())}')
@@ -253,13 +256,9 @@ def posterior(
 
 # %% ../nbs/01_ddpm.ipynb #4455279d
 def _weight_for(x0_weight, snr, target):
-    "The same weight on the x0 error, expressed as one on the error of what is predicted."
+    "The same weight on the x0 error, as one on the error of what is predicted."
     _target(target)
     return {'x0': x0_weight, 'eps': x0_weight / snr, 'v': x0_weight / (snr + 1)}[target]
-
-def _weighable(schedule, k, gamma):
-    check_levels(k, schedule.K)
-    if gamma <= 0: raise ValueError(f'gamma must be positive, got {gamma}')
 
 def min_snr_weight(
     schedule: NoiseSchedule,
@@ -267,9 +266,12 @@ def min_snr_weight(
     target: str = 'x0',     # what the network predicts
     gamma: float = 5.,      # the clip
 ) -> torch.Tensor:          # float, like k
-    "Hang et al. 2023: weigh the x0 error by min(SNR, gamma), expressed for the predicted quantity."
-    _weighable(schedule, k, gamma)
-    snr = schedule.snr(k.clamp(min=1))  # level 0 has infinite SNR; it is clipped all the same
+    """Weigh the x0 error by min(SNR, gamma) (Hang et al. 2023).
+
+    The weight is expressed for the predicted quantity. At level 0 the ratio is infinite;
+    that of level 1 stands in for it, and is clipped all the same."""
+    k, gamma = check_levels(k, schedule.K), check_positive(gamma, 'gamma')
+    snr = schedule.snr(k.clamp(min=1))
     return _weight_for(snr.clamp(max=gamma), snr, target)
 
 # %% ../nbs/01_ddpm.ipynb #32eb0c4c
@@ -280,16 +282,19 @@ def fused_snr_weight(
     gamma: float = 5.,      # the clip
     decay: float = 0.9,     # how fast what an earlier token tells is forgotten
 ) -> torch.Tensor:          # float [B, H]
-    """After Chen et al. 2024 (Diffusion Forcing): a token also learns from the signal of the tokens before it.
+    """After Chen et al. 2024: a token also learns from the signal of those before it.
 
-    The average starts at zero (the published code starts it at the first token's). Accumulate first, then shift by one, so that a token does not count its own signal twice."""
-    _weighable(schedule, k, gamma)
-    if not 0 <= decay < 1: raise ValueError(f'decay must be in [0, 1), got {decay}')
-    if k.ndim != 2: raise ValueError(f'fused weights need levels [B, H], got {list(k.shape)}')
+    Three things differ from the published code of Diffusion Forcing: the average starts
+    at zero, not at the first token's own; what is remembered is not multiplied by the
+    decay once more; and the weight of an error in eps or v divides by the token's own
+    ratio, not by the fused one."""
+    k, gamma = check_levels(k, schedule.K), check_positive(gamma, 'gamma')
+    check_between(decay, 'decay', 0, 1, '[)')
+    _two_axes(k)
     snr = schedule.snr(k.clamp(min=1))
     own = snr.clamp(max=gamma) / gamma
     past, held = [], torch.zeros_like(own[:, 0])
-    for j in range(k.shape[1]):
+    for j in range(k.shape[1]):     # accumulate first, then shift by one token
         past.append(held)
         held = decay * held + (1 - decay) * own[:, j]
     fused = 1 - (1 - torch.stack(past, 1)) * (1 - own)
@@ -406,7 +411,7 @@ def _guided(denoise, guide, x, k, times):
 # %% ../nbs/01_ddpm.ipynb #a5e1f00f
 def _check_step(x, k_from, k_to, times, schedule, eta, noise):
     "Levels that broadcast over x, or a clear error."
-    _check_tokens(x)
+    check_tokens(x)
     for name, t in dict(k_from=k_from, k_to=k_to, times=times).items():
         if t.shape != x.shape[:2]: raise ValueError(f'{name} must be [B, H] = {list(x.shape[:2])}, got {list(t.shape)}')
     if k_from.device.type == 'cpu' and (k_to > k_from).any():
@@ -415,14 +420,19 @@ def _check_step(x, k_from, k_to, times, schedule, eta, noise):
     if eta: check_like(noise, 'noise', x)
     return levels_over(k_from, x, schedule.K), levels_over(k_to, x, schedule.K)
 
-def _check_tokens(x):
-    check_floats(x, 'x', '[B, H, D] or [B, H, C, rows, cols]')
-    if x.ndim < 3: raise ValueError(f'x must be [B, H, D] or [B, H, C, rows, cols], got {list(x.shape)}')
+def check_tokens(
+    x,                 # tokens that are vectors [B, H, D] or maps [B, H, C, rows, cols]
+    name: str = 'x',   # what the caller calls it
+) -> torch.Tensor:     # x
+    "Raise `TypeError` unless these are floats, `ValueError` unless there are samples, tokens and numbers in them."
+    check_floats(x, name, '[B, H, D] or [B, H, C, rows, cols]')
+    if x.ndim < 3: raise ValueError(f'{name} must be [B, H, D] or [B, H, C, rows, cols], got {list(x.shape)}')
+    if not x.numel(): raise ValueError(f'{name} must be [B, H, ...] with at least one number, got {list(x.shape)}')
+    return x
 
 def _fit_together(x, board, times, schedule):
     "x, a board for every sample and times for every token, or a clear error."
-    _check_tokens(x)
-    if not x.numel(): raise ValueError(f'x must be [B, H, ...] with at least one number, got {list(x.shape)}')
+    check_tokens(x)
     if schedule.alpha_bar.device != x.device:
         raise ValueError(f'the schedule is on {schedule.alpha_bar.device} and x on {x.device}: move one of them')
     B, H = x.shape[:2]

@@ -127,6 +127,24 @@ def test_fused_weights_know_the_past_and_never_the_future():
     torch.testing.assert_close(w[:, 1], 5 * (1 - (1 - 0.2 * own[:, 0] / 5) * (1 - own[:, 1] / 5)))  # a share of 1 - decay of the token before
 
 
+def test_fused_weights_differ_from_the_published_code_as_the_chapter_says():
+    "The published rule, written out; ours is reached by undoing the three differences, and is one loss for all targets."
+    schedule, decay, gamma, g = cosine_schedule(100), 0.9, 5., torch.Generator().manual_seed(0)
+    k = torch.randint(1, 101, (20, 6), generator=g)
+    snr, own = schedule.snr(k), schedule.snr(k).clamp(max=gamma) / gamma
+    def published(first, again):
+        held = [own[:, 0] if first else (1 - decay) * own[:, 0]]
+        for j in range(1, 6): held.append(decay * held[-1] + (1 - decay) * own[:, j])
+        past = torch.stack([0 * held[0], *held[:-1]], 1) * (decay if again else 1.)
+        return [1 - (1 - past) * (1 - s) for s in (own, snr / gamma)]
+    ours = {target: fused_snr_weight(schedule, k, target, gamma, decay) for target in ('x0', 'eps', 'v')}
+    clipped, fused = published(first=False, again=False)
+    torch.testing.assert_close(ours['x0'], clipped * gamma)
+    for first, again in ((True, False), (False, True)): assert not torch.allclose(published(first, again)[0] * gamma, ours['x0'], rtol=1e-2)
+    torch.testing.assert_close(ours['eps'] * snr, ours['x0']); torch.testing.assert_close(ours['v'] * (snr + 1), ours['x0'])
+    assert not torch.allclose(clipped / fused, ours['eps'], rtol=1e-2) and not torch.allclose(clipped * gamma / (fused * gamma + 1), ours['v'], rtol=1e-2)
+
+
 def test_schedules_and_levels_at_the_door():
     for schedule in (linear_schedule(), cosine_schedule(), sigmoid_schedule()):
         assert schedule.alpha_bar[0] == 1 and len(schedule.alpha_bar) == schedule.K + 1
