@@ -37,6 +37,7 @@ JUMP = '''<script id="jump-again">(() => {
     addEventListener('resize', widen);
     const watch = new ResizeObserver(() => { if (!moved) jump(); });
     watch.observe(document.querySelector('main') || document.body);
+    for (const ms of [400, 1000, 3000]) setTimeout(() => { if (!moved) jump(); }, ms);  // Quarto moves the page below its bar a little later
     setTimeout(() => watch.disconnect(), 3000);
   });
 })();</script>
