@@ -20,7 +20,7 @@ from pathlib import Path
 # %% ../nbs/18_command_line.ipynb #7ca02ad5
 def _add_train(p):
     "Arguments of `train`: the fields of `Recipe`, each with its unit."
-    from ldp_tut.planner import Recipe
+    from ldp_tut.chain_training import Recipe
     units = dict(policy='wander, fiddle or random', view='full (symbols) or rgb (pixels)', channels='latent numbers per cell', latent_noise='standard deviation of the noise latents must survive',
                  scene_width='channels of the network that reads the scene', episodes='episodes to collect', walk="steps after which one is cut off; 0: the environment's own limit", world_steps='optimiser steps of the world model', world_lr='its peak learning rate',
                  steps='optimiser steps of the denoiser', lr='its peak learning rate', batch='plans in a batch', tokens='tokens in a plan',
@@ -114,7 +114,7 @@ def _commit():
 
 def _command(recipe):
     "The command that makes the same recipe again: only what differs from the defaults is spelled out."
-    from ldp_tut.planner import Recipe
+    from ldp_tut.chain_training import Recipe
     flag = lambda name: '--' + dict(env_id='env').get(name, name).replace('_', '-')
     spell = lambda name, v: f'--{"" if v else "no-"}{name}' if isinstance(v, bool) else f'{flag(name)} {v}'
     parts = [spell(f.name, getattr(recipe, f.name)) for f in fields(recipe) if getattr(recipe, f.name) != getattr(Recipe(), f.name)]
@@ -122,7 +122,7 @@ def _command(recipe):
 
 def run_train(a) -> dict:
     "The whole recipe; returns the checkpoint's card without its configurations."
-    from ldp_tut.planner import Recipe, train_planner
+    from ldp_tut.chain_training import Recipe, train_planner
     from ldp_tut.train import pick_device
     _writable(a.out)
     recipe = Recipe(**{f.name: getattr(a, f.name) for f in fields(Recipe)})
@@ -135,11 +135,11 @@ def run_train(a) -> dict:
 # %% ../nbs/18_command_line.ipynb #7e7a3bd4
 def _overrides(a):
     "Planning options that were given."
-    from ldp_tut.planner import PlanConfig
+    from ldp_tut.chain_planner import PlanConfig
     return {f.name: getattr(a, f.name) for f in fields(PlanConfig) if hasattr(a, f.name)}
 
 def _load(a):
-    from ldp_tut.planner import load_pretrained
+    from ldp_tut.chain_planner import load_pretrained
     agent = load_pretrained(a.checkpoint, a.device, a.sha256, progress=not a.json, **_overrides(a))
     if a.command in ('plan', 'eval') and a.env is not None:
         from ldp_tut.envs import make_env
@@ -148,7 +148,7 @@ def _load(a):
     return agent
 
 def _measure(a, keep=0):
-    from ldp_tut.planner import evaluate
+    from ldp_tut.bench import evaluate
     agent = _load(a)
     report = evaluate(agent, a.episodes, a.seed, progress=not a.json, keep=keep)
     report |= dict(device=str(agent.planner.device), checkpoint=a.checkpoint)
@@ -160,7 +160,7 @@ def run_plan(a) -> dict:
     if a.gif: _writable(Path(a.gif).parent); _gif_name(a.gif)
     agent, report = _measure(a, keep=a.episodes)
     if a.gif:
-        from ldp_tut.planner import film_episode
+        from ldp_tut.bench import film_episode
         from ldp_tut.viz import save_gif
         walks = report['walks']
         pick = next((w for w in walks if w['success'] and w['optimum'] >= 12), next((w for w in walks if w['success']), walks[0]))
@@ -176,7 +176,8 @@ def _only_the_cards_rooms(a, agent):
 
 def run_eval(a) -> dict:
     "Evaluate many rooms; compare with what the card claims, or write the result into it, if asked to."
-    from ldp_tut.planner import headline, reevaluate, save_agent
+    from ldp_tut.bench import headline, reevaluate
+    from ldp_tut.chain_planner import save_agent
     if a.check:
         agent = _load(a)
         _only_the_cards_rooms(a, agent)
@@ -214,12 +215,13 @@ def _bench_worlds(env_id, seed):
 def _bench_training(model, windows, device):
     "Tokens per second of a full training step of the denoiser, in bf16 where the device is made for it."
     import torch
-    from ldp_tut.planner import PlannerModel, planner_batches, planner_loss
+    from ldp_tut.chain_training import planner_batches, planner_loss
+    from ldp_tut.exact import ChainDenoiser
     from ldp_tut.train import fast_bf16
     make = planner_batches(windows, 32, 8, model.config.longest)
     batch = next(b for b in (make(0, torch.Generator().manual_seed(seed)) for seed in range(100)) if b['times'].shape[1] == 8)  # not one of the two-token batches
     batch, noise = {n: v.to(device) for n, v in batch.items()}, torch.Generator(device).manual_seed(0)
-    student = PlannerModel(model.config).to(device); student.world.freeze()
+    student = ChainDenoiser(model.config).to(device); student.world.freeze()
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
     def step():
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)): loss = sum(planner_loss(student, batch, noise).values())

@@ -48,10 +48,10 @@ def test_broken_equations_are_found():
 def test_bad_links_are_found(text, what):
     found = bad_links(text, ROOT / 'nbs')
     assert len(found) == 1 and what in found[0]
-    assert bad_links(f'[a](planner.html#plan) [b](12_planner.ipynb#reference) ![c](figs/plan.gif) [d](https://x.y/z#w) `[e](f)` [g]({SITE}/ddpm.html)', ROOT / 'nbs') == []
+    assert bad_links(f'[a](exact.html#scene) [b](14_exact.ipynb#reference) ![c](figs/plan.gif) [d](https://x.y/z#w) `[e](f)` [g]({SITE}/ddpm.html)', ROOT / 'nbs') == []
 
 
-@pytest.mark.parametrize('target', ['#nowhere', '12_planner.ipynb#nowhere', 'planner.html#nowhere', f'{SITE}/training.html#_update'])
+@pytest.mark.parametrize('target', ['#nowhere', '14_exact.ipynb#nowhere', 'exact.html#nowhere', f'{SITE}/training.html#_update'])
 def test_links_to_no_place_on_a_page_are_found(target):
     found = bad_links(f'[a]({target}) [b](#here) [`c`](07_diffuser.ipynb#what-the-two-parts-are-worth)', ROOT / 'nbs', {'here'})
     assert found == [f'link to no such place on its page: {target}']
@@ -338,7 +338,7 @@ def test_the_site_builds_and_can_be_searched(tab, tmp_path):
         assert tab.locator('h1').count() >= 1 and seen['page'] <= 390 and seen['search'] <= 390, (name, seen)
     assert all(u.startswith((home, 'data:')) for u in tab.asked), [u for u in tab.asked if not u.startswith(home)]
     tab.set_viewport_size(dict(width=1280, height=800))
-    tab.goto(home + 'planner.html#reference', wait_until='load')
+    tab.goto(home + 'exact.html#reference', wait_until='load')
     tab.wait_for_function("document.querySelector('.katex') && Math.abs(document.getElementById('reference').getBoundingClientRect().top - 85) < 40")
     tab.goto(home)
     tab.locator('#quarto-search button').first.click()

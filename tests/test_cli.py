@@ -51,9 +51,9 @@ def test_plan_prints_its_keys_and_writes_a_film(tmp_path, capsys):
 
 @pytest.mark.parametrize('checkpoint', ['simplecrossing-n1', 'fourrooms-rgb'])
 def test_bench_times_what_the_checkpoint_reads(checkpoint, capsys, monkeypatch):
-    from ldp_tut.planner import FarFuturePlanner
-    plain, asked = FarFuturePlanner.plan, []
-    monkeypatch.setattr(FarFuturePlanner, 'plan', lambda self, obs, seeds, **how: (asked.append((len(obs), sorted(how))), plain(self, obs, seeds, **how))[1])
+    from ldp_tut.chain_planner import ChainPlanner
+    plain, asked = ChainPlanner.plan, []
+    monkeypatch.setattr(ChainPlanner, 'plan', lambda self, obs, seeds, **how: (asked.append((len(obs), sorted(how))), plain(self, obs, seeds, **how))[1])
     monkeypatch.setattr('ldp_tut.cli._seconds', lambda f, at_least=0: (f(), 0.5)[1])  # every loop runs once, on symbols or on pixels
     assert main(f'bench --checkpoint {checkpoint} --device cpu --json'.split()) == 0
     report = json.loads(capsys.readouterr().out)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ldp_tut import planner
-from ldp_tut.planner import list_pretrained, load_pretrained, reevaluate
+from ldp_tut import exact
+from ldp_tut.bench import reevaluate
+from ldp_tut.chain_planner import load_pretrained
+from ldp_tut.exact import list_pretrained
 from ldp_tut.train import CheckpointError, DownloadError, cache_folder, download, file_sha256
 
 ROOT = Path(__file__).parent.parent
@@ -170,14 +172,14 @@ def test_the_registry_is_what_is_shipped():
 
 def test_agents_by_name_path_and_address(serve, tmp_path, monkeypatch):
     "What is not in the package comes from its address, and is the same."
-    shipped, known = planner._shelf(), list_pretrained()
+    shipped, known = exact.checkpoint_shelf(), list_pretrained()
     s = serve(body=(shipped / 'lavacrossing-n1.safetensors').read_bytes())
     sha256 = known['lavacrossing-n1']['sha256']
     monkeypatch.setenv('LDP_TUT_CACHE', str(tmp_path / 'cache'))
     by_address = load_pretrained(s.url('lavacrossing-n1.safetensors'), 'cpu', sha256=sha256, progress=False)
     empty = tmp_path / 'shelf'; empty.mkdir()
     (empty / 'registry.json').write_text(json.dumps({'lavacrossing-n1': dict(url=s.url('lavacrossing-n1.safetensors'), sha256=sha256)}))
-    monkeypatch.setattr(planner, '_shelf', lambda: empty)
+    monkeypatch.setattr(exact, 'checkpoint_shelf', lambda: empty)
     assert load_pretrained('lavacrossing-n1', 'cpu', progress=False).card == by_address.card and len(s.asked) == 1
     with pytest.raises(CheckpointError, match=r"choose one of \['lavacrossing-n1'\]"): load_pretrained('fourrooms')
     with pytest.raises(ValueError, match='sha256='): load_pretrained(s.url())

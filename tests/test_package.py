@@ -49,7 +49,7 @@ def test_the_wheel_holds_what_is_needed_and_no_more(dist):
     wheel = next(dist.glob('*.whl'))
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.stat().st_size <= 15e6
-    for need in ('ldp_tut/py.typed', 'ldp_tut/checkpoints/registry.json', 'ldp_tut/checkpoints/fourrooms.safetensors', 'ldp_tut/assets/planner_tasks.csv', 'ldp_tut/planner.py'): assert need in names
+    for need in ('ldp_tut/py.typed', 'ldp_tut/checkpoints/registry.json', 'ldp_tut/checkpoints/fourrooms.safetensors', 'ldp_tut/assets/planner_tasks.csv', 'ldp_tut/exact.py'): assert need in names
     assert not [n for n in names if n.endswith(('.ipynb', '.pt', '.pkl', '.pth')) or n.startswith(('tests/', 'nbs/'))]
     meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('METADATA'))).decode()
     assert 'Typing :: Typed' in meta and 'Project-URL: Changelog' in meta and 'Provides-Extra: maze' in meta and 'Provides-Extra: docs' in meta

@@ -8,9 +8,11 @@ import torch
 from ldp_tut.data import Windows, collect
 from ldp_tut.ddpm import add_noise
 from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, GOAL, LAVA, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
-from ldp_tut.planner import (ORDERS, ArgMaxPlanner, FarFuturePlanner, PlanConfig, PlannerAgent, PlannerConfig, PlannerModel, Recipe, Rooms, SearchAgent, between_times, check_goal, evaluate, evidence, lawful,
-                             lawful_step, load_pretrained, messages, one_step, one_step_back, open_env, plan_levels, planner_batches, planner_loss, promise_warning, reachable, read_image,
-                             save_agent, settling_board, steps_to, train_planner)
+from ldp_tut.bench import ArgMaxPlanner, Rooms, SearchAgent, evaluate, lawful, lawful_step, promise_warning, reachable, steps_to
+from ldp_tut.chain_planner import (ORDERS, ChainAgent, ChainPlanner, PlanConfig, believable, between_times, load_pretrained, open_env, read_image, save_agent,
+                                   settling_board)
+from ldp_tut.chain_training import Recipe, check_goal, plan_levels, planner_batches, planner_loss, train_planner
+from ldp_tut.exact import ChainConfig, ChainDenoiser, evidence, messages, one_step, one_step_back
 from ldp_tut.train import CheckpointError, save_checkpoint
 from ldp_tut.world import NEIGHBOURS, WorldConfig, check_contents, inside, find_contents, find_modes, find_mover, make_world, name_cells, patches, world_batches, world_loss
 
@@ -26,7 +28,7 @@ def windows(): return Windows(collect(ENV, 'wander', 60, seed=0, progress=False)
 def model(windows):
     world = make_world(windows).config
     torch.manual_seed(0)
-    m = PlannerModel(PlannerConfig(env_id=ENV, world=world, width=32, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
+    m = ChainDenoiser(ChainConfig(env_id=ENV, world=world, width=32, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
     m.world.freeze()
     return m.eval()
 
@@ -37,7 +39,7 @@ def obs(): return layouts(ENV, range(6)).observe()
 
 @pytest.mark.parametrize('eta', [0., 1.])
 def test_a_plan_is_the_same_alone_and_in_a_batch(model, obs, eta):
-    planner = FarFuturePlanner(model, replace(SMALL, eta=eta))
+    planner = ChainPlanner(model, replace(SMALL, eta=eta))
     many = planner.plan(obs, range(6))
     for i in (0, 5):
         one = planner.plan(obs[i:i + 1], [i])
@@ -46,7 +48,7 @@ def test_a_plan_is_the_same_alone_and_in_a_batch(model, obs, eta):
 
 
 def test_context_and_far_token_hold_exactly_at_every_iteration(model, obs):
-    planner = FarFuturePlanner(model, SMALL)
+    planner = ChainPlanner(model, SMALL)
     plan = planner.plan(obs[:1], [0], film=True)
     assert torch.equal(plan.z[:, 0], model.world.encode(obs[:1]))
     settled = [f for f in plan.film if f.times.shape[1] > 2]
@@ -89,7 +91,7 @@ def test_what_is_foreseen_is_what_the_messages_say(name):
     obs = torch.stack(Rooms(agent.env_id, [5_000_000, 5_000_001], m.config).obs)
     with torch.no_grad():
         z0, scene = m.world.encode(obs), m.observe(obs)
-        alone = m.foresee(z0, scene)
+        alone = m.with_messages_from_now(scene)
         for level in (0, 40, 80, 100):
             now, k = z0.repeat_interleave(2, 0), torch.tensor([[0, level]]).expand(4, 2)
             x = add_noise(m.schedule, torch.stack([now, now], 1), k, torch.randn(4, 2, z0.shape[1], generator=g))
@@ -102,7 +104,7 @@ def test_what_is_foreseen_is_what_the_messages_say(name):
         k, times = torch.full((2, T + 1), 100), torch.arange(T + 1.).expand(2, -1)
         k[:, 0] = 0
         whole = m(x, k, times, scene).heads
-        place, joint = planner.futures(z0, scene)
+        place, joint = m.arrival_by_mode(scene)
     torch.testing.assert_close(whole['place'][:, 1:].exp(), place.exp(), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(whole['joint'][:, 1:].flatten(2).softmax(-1), joint.flatten(2).softmax(-1), atol=1e-4, rtol=1e-3)
 
@@ -116,7 +118,7 @@ def test_a_clean_far_token_says_always_the_same(name, tokens):
     obs = torch.stack(Rooms(agent.env_id, [5_000_000, 5_000_001], m.config).obs)
     with torch.no_grad():
         z0, scene, times = m.world.encode(obs), m.observe(obs), between_times(n, tokens)
-        future, held = planner.futures(z0, scene)[0][i // 3, n - 1].flatten(1), scene.seen.argmax(1)[i // 3].flatten(1)
+        future, held = m.arrival_by_mode(scene)[0][i // 3, n - 1].flatten(1), scene.seen.argmax(1)[i // 3].flatten(1)
         kind, cell = future.argmax(1) // held.shape[1], future.argmax(1) % held.shape[1]     # where one may well be by then
         floor = m.world.contents.tolist().index([1, 0, 0])
         held[torch.isin(held, m.world.mover)] = floor
@@ -127,11 +129,11 @@ def test_a_clean_far_token_says_always_the_same(name, tokens):
             k[:, 0] = 0; k[i, at] = 0
             x[i, at] = far
             x = add_noise(m.schedule, x, k, torch.randn(x.shape, generator=g))
-            a, b = (m(x, k, times, s).heads['place'].exp() for s in (scene, m.look_back(far, n, tokens, scene)))
+            a, b = (m(x, k, times, s).heads['place'].exp() for s in (scene, m.with_messages_from_far(far, n, tokens, scene)))
             for j in range(1, tokens + 2):
                 between = at != j
                 torch.testing.assert_close(a[between, j], b[between, j], atol=1e-4, rtol=1e-3)
-        assert not torch.allclose(a[:, 1], m(x, k, times, m.look_back(far.flip(0), n, tokens, scene)).heads['place'][:, 1].exp(), atol=1e-2)
+        assert not torch.allclose(a[:, 1], m(x, k, times, m.with_messages_from_far(far.flip(0), n, tokens, scene)).heads['place'][:, 1].exp(), atol=1e-2)
 
 
 def test_a_step_back_is_the_transpose_of_a_step():
@@ -162,18 +164,18 @@ def test_modes_and_messages_can_be_left_out(modes):
     batch, g, world = planner_batches(windows, 4, 5, 12)(1, torch.Generator().manual_seed(1)), torch.Generator(), make_world(windows, modes=modes).config
     assert len(world.modes) == (4 if modes else 0), 'the key lies there or not, the door is locked, closed or open; open and closed only without the key'
     for chain in (True, False):
-        m = PlannerModel(PlannerConfig(world=world, chain=chain, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
+        m = ChainDenoiser(ChainConfig(world=world, chain=chain, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12))
         loss = sum(planner_loss(m, batch, g.manual_seed(0)).values())
         loss.backward()
-        assert loss.isfinite() and (m.trusted.weight.grad is None) == (not chain)
+        assert loss.isfinite() and (m.message_weight.weight.grad is None) == (not chain)
 
 
 def test_a_clean_frame_tells_its_mode_and_noise_tells_none():
     windows = Windows(collect('MiniGrid-DoorKey-5x5-v0', 'fiddle', 40, seed=0, progress=False))
-    m = PlannerModel(PlannerConfig(world=make_world(windows, modes=True).config, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12)).eval()
+    m = ChainDenoiser(ChainConfig(world=make_world(windows, modes=True).config, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12)).eval()
     frames = windows.frames(np.arange(40), windows.length // 2)
     z, level = m.world.encode(frames)[:, None], lambda k: torch.full((40, 1), k)
-    hint = lambda x, k: m._hint(evidence(m.world, x, level(k), m.schedule), level(k))[:, 0].softmax(-1).detach()
+    hint = lambda x, k: m.hint(evidence(m.world, x, level(k), m.schedule), level(k), None, None)[:, 0].softmax(-1).detach()
     shows = [tuple(c) for c in torch.nn.functional.one_hot(m.world.read(frames), len(m.config.world.contents)).flatten(1, 2).sum(1).clamp(max=2)[:, m.world.scenery].tolist()]
     known = [tuple(c) for c in m.world.modes.tolist()]
     right = [(i, known.index(c)) for i, c in enumerate(shows) if c in known]
@@ -228,7 +230,7 @@ def test_a_shut_door_is_passed_only_after_something_has_changed(house, doors):
 
 def test_change_is_seen_in_clean_frames_and_not_in_noise(house, doors):
     torch.manual_seed(0)
-    m = PlannerModel(PlannerConfig(world=doors.config, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12)).eval()
+    m = ChainDenoiser(ChainConfig(world=doors.config, fine=8, mixers=4, scene_width=16, place_dim=16, longest=12)).eval()
     m.world.load_state_dict(doors.state_dict())
     e = np.arange(100)
     t = (house.length[e] * 0.7).astype(int)
@@ -236,7 +238,7 @@ def test_change_is_seen_in_clean_frames_and_not_in_noise(house, doors):
     scene, times = m.observe(frames), torch.tensor([[0., 1., 2.]]).expand(100, 3)
     z = torch.stack([m.world.encode(frames), m.world.encode(then), 0 * m.world.encode(then)], 1)
     k = torch.tensor([[0, 0, 100]]).expand(100, 3)
-    hint = m._altered(evidence(m.world, z, k, m.schedule), times, scene).detach()
+    hint = m.hint(evidence(m.world, z, k, m.schedule), k, times, scene).detach()
     truth = m.world.spots(torch.stack([m.world.read(then)] * 2, 1), m.world.read(frames))[2][:, 0]
     assert 10 < truth.sum() < 90 and (hint[:, 0].argmax(-1) == 0).all()
     assert (hint[:, 1].argmax(-1) == truth).all() and hint[:, 2].diff(dim=-1).abs().max() < 0.1
@@ -250,7 +252,7 @@ def test_modes_are_counted_or_told_by_change_not_both():
 def test_the_guide_moves_the_far_token_and_scale_zero_does_not(model, obs):
     z0, scene = model.world.encode(obs), model.observe(obs)
     far, noise = torch.full((6,), 5), torch.randn(4, *z0.shape, generator=torch.Generator().manual_seed(0))
-    run = lambda scale: FarFuturePlanner(model, replace(SMALL, scale=scale)).far_tokens(z0, scene, far, noise)[0]
+    run = lambda scale: ChainPlanner(model, replace(SMALL, scale=scale)).far_tokens(z0, scene, far, noise)[0]
     assert torch.equal(run(0.), run(0.)) and not torch.allclose(run(0.), run(5.))
 
 
@@ -291,20 +293,20 @@ def test_what_is_foreseen_is_not_taken_for_more(model, obs):
     "A plan with tokens between asks the whole chain, whatever the scene carries."
     z0, scene = model.world.encode(obs), model.observe(obs)
     x, k, times = torch.stack([z0] * 4, 1), torch.tensor([[0, 60, 60, 60]]).expand(6, 4), torch.tensor([[0., 1., 2., 9.]]).expand(6, 4)
-    with torch.no_grad(): assert torch.equal(model(x, k, times, scene).x0, model(x, k, times, model.foresee(z0, scene)).x0)
+    with torch.no_grad(): assert torch.equal(model(x, k, times, scene).x0, model(x, k, times, model.with_messages_from_now(scene)).x0)
 
 
 def test_the_earliest_likely_arrival_wins(model):
-    planner = FarFuturePlanner(model, replace(SMALL, slack=1.))
+    planner = ChainPlanner(model, replace(SMALL, slack=1.))
     arrival = torch.tensor([[-9., -3., -2.5], [-5., -9., -4.5], [-1., -1., -1.]])
-    assert planner.choose(arrival).tolist() == [2, 1, 1]
-    assert FarFuturePlanner(model, replace(SMALL, horizon=7)).choose(arrival).tolist() == [7, 7, 7]
-    worth = lambda discount: FarFuturePlanner(model, replace(SMALL, discount=discount)).choose(arrival).tolist()
+    assert planner.choose_when(arrival).tolist() == [2, 1, 1]
+    assert ChainPlanner(model, replace(SMALL, horizon=7)).choose_when(arrival).tolist() == [7, 7, 7]
+    worth = lambda discount: ChainPlanner(model, replace(SMALL, discount=discount)).choose_when(arrival).tolist()
     assert worth(0.9) == [3, 3, 1] and worth(0.55) == [2, 1, 1], 'a step costs 0.11 and 0.60 nats'
-    assert FarFuturePlanner(model, replace(SMALL, discount=0.01)).choose(torch.tensor([[-69., -66., -3., -2.5]])).tolist() == [3], 'impossible arrivals are not cheap because they are soon'
+    assert ChainPlanner(model, replace(SMALL, discount=0.01)).choose_when(torch.tensor([[-69., -66., -3., -2.5]])).tolist() == [3], 'impossible arrivals are not cheap because they are soon'
     with pytest.raises(ValueError, match='at most 1, got 0'): PlanConfig(discount=0.)
     with pytest.raises(ValueError, match='one of discount and horizon'): PlanConfig(discount=0.9, horizon=3)
-    with pytest.raises(ValueError, match='trained without one'): FarFuturePlanner(PlannerModel(replace(model.config, chain=False)), PlanConfig(absorb=True))
+    with pytest.raises(ValueError, match='trained without one'): ChainPlanner(ChainDenoiser(replace(model.config, chain=False)), PlanConfig(absorb=True))
 
 
 def test_the_clean_estimate_is_the_encoding_of_the_belief(model, obs):
@@ -447,13 +449,13 @@ def test_nobody_walks_where_nobody_has_walked(windows):
 
 
 def test_the_far_token_is_turned_the_way_it_is_entered(model, obs):
-    planner, scene = FarFuturePlanner(model, SMALL), model.observe(obs)
+    planner, scene = ChainPlanner(model, SMALL), model.observe(obs)
     z0, n = model.world.encode(obs), torch.full((6,), 5)
     away = paint_agent(layouts(ENV, range(6)).cells, torch.tensor([[7, 7, 0]]).expand(6, -1))
     future = torch.full((6, 12, 4, 9, 9), -9.)
     future[torch.arange(6), 4, torch.tensor([0, 1, 2, 3, 0, 1]), 7, 7] = -1.
     shown = model.world.evidence(model.world.encode(away)[:, None])  # an untrained decoder names nothing: here, the nearest embedding does
-    far, reward, chance = planner.arrive(z0, scene, shown, planner.cells(shown), future, None, n)
+    far, reward, chance = planner.on_arrival(z0, scene, shown, planner.cells(shown), (future, None), n)
     assert reward.shape == (6, 1) and (chance == -1).all()
     turned = model.world.find_agent(100 * model.world.evidence(far[:, 0]))[0]
     assert turned.tolist() == [[7, 7, d] for d in (0, 1, 2, 3, 0, 1)]
@@ -478,13 +480,13 @@ def test_an_end_is_an_end(name, kinds):
     obs = torch.stack(Rooms(agent.env_id, range(2_000_000, 2_000_006), model.config).obs)
     with torch.no_grad():
         scene = model.observe(obs)
-        over, absorbed = model.ends(scene), FarFuturePlanner(model, PlanConfig(absorb=True)).believed(scene).steps
+        over, absorbed = model.ends(scene), believable(model, scene, PlanConfig(absorb=True)).steps
     held = model.world.contents[scene.seen.argmax(1)][..., 0]
     end, free = torch.isin(held, torch.tensor(kinds, dtype=held.dtype)), (held == EMPTY)[:, None].expand_as(over)
     assert end.any() and over.amax(1)[end].min() > 0.95 and over[free].max() < 0.1 and over[free].mean() < 0.01
     K = absorbed.shape[2]
     torch.testing.assert_close(absorbed.sum(3), scene.steps.sum(3))
-    both = FarFuturePlanner(model, PlanConfig(absorb=True, least=0.05)).believed(scene).steps
+    both = believable(model, scene, PlanConfig(absorb=True, least=0.05)).steps
     assert not ((both > 1e-6) & (both < 0.05)).any()
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad(): assert (model.ends(model.observe(obs)) - over).abs().max() < 0.1, 'also in half precision'
     leave = lambda steps: steps[:, :, :, K:].sum(3)  # [b, 2, K, W, H], shares of steps to other cells
@@ -585,7 +587,7 @@ def test_a_plan_may_open_a_door_and_go_through_but_not_go_through_and_not_open()
 def test_rooms_know_what_changed_and_how_far_it_was(env_id):
     "Played at random: the rooms' record of the cells is MiniGrid's own grid at every step, and the optimum is that of an exhaustive search."
     w, (W, H, _) = WorldConfig, make_env(env_id).reset(seed=0)[0]['image'].shape
-    rooms = Rooms(env_id, list(range(12)), PlannerConfig(env_id=env_id, world=w(width=W, height=H)))
+    rooms = Rooms(env_id, list(range(12)), ChainConfig(env_id=env_id, world=w(width=W, height=H)))
     assert rooms.optimum == [len(shortest_plan(GridTwin(*(t[None] for t in read_grid(env))))) for env in rooms.envs]
     g, changed = torch.Generator().manual_seed(0), False
     start = [c.clone() for c in rooms.cells]
@@ -598,7 +600,7 @@ def test_rooms_know_what_changed_and_how_far_it_was(env_id):
 
 
 def test_the_agent_is_reproducible_and_drives_like_gymnasium(model):
-    agent, env = PlannerAgent(model, SMALL), make_env(ENV)
+    agent, env = ChainAgent(model, SMALL), make_env(ENV)
     def walk(seed):
         obs, _ = env.reset(seed=3); agent.reset(seed=seed); actions = []
         for _ in range(6):
@@ -608,7 +610,7 @@ def test_the_agent_is_reproducible_and_drives_like_gymnasium(model):
 
 
 def test_observations_are_checked_at_the_door(model):
-    agent = PlannerAgent(model, SMALL)
+    agent = ChainAgent(model, SMALL)
     good, _ = make_env(ENV).reset(seed=0)
     image = good['image'].astype(float)
     with pytest.raises(ValueError, match='partial view.*FullyObsWrapper'): agent.act(np.zeros((7, 7, 3)))
@@ -620,7 +622,7 @@ def test_observations_are_checked_at_the_door(model):
 
 
 def test_checkpoints_round_trip_and_misfits_are_refused(model, tmp_path):
-    path = save_agent(tmp_path / 'a.safetensors', PlannerAgent(model, SMALL), dict(note='test'))
+    path = save_agent(tmp_path / 'a.safetensors', ChainAgent(model, SMALL), dict(note='test'))
     again = load_pretrained(str(path), 'cpu')
     assert again.config == SMALL and again.env_id == ENV and again.card['note'] == 'test'
     for (n, a), b in zip(model.state_dict().items(), again.planner.model.state_dict().values()): torch.testing.assert_close(a.float(), b.float(), atol=2e-2, rtol=1e-2)
@@ -685,7 +687,7 @@ def test_the_ablation_table_has_every_line_that_its_cell_lists():
     import csv, json
     from pathlib import Path
     from ldp_tut.board import asset
-    cells = json.loads((Path(__file__).parent.parent / 'nbs/12_planner.ipynb').read_text())['cells']
+    cells = json.loads((Path(__file__).parent.parent / 'nbs/17_benchmark.ipynb').read_text())['cells']
     source, names = next(s for s in (''.join(c['source']) for c in cells) if s.startswith('#| slow\nTRAINED')), dict(ORDERS=ORDERS, Decoded=None, InPainter=None)
     exec(source[source.index('TRAINED'):source.index('def asked')], names)
     listed = [('SimpleCrossing', v) for v in [*names['TRAINED'], *names['ASKED']]] + [('FourRooms', v) for v in ['the baseline', *names['LARGE']]]
@@ -698,7 +700,7 @@ def crossing(): return load_pretrained('simplecrossing-n1', 'cpu')
 
 
 def _argmax(agent):
-    chooser = PlannerAgent(agent.planner.model, replace(agent.config, candidates=1), agent.card)
+    chooser = ChainAgent(agent.planner.model, replace(agent.config, candidates=1), agent.card)
     chooser.planner = ArgMaxPlanner(agent.planner.model, chooser.config)
     return chooser
 
@@ -770,7 +772,7 @@ def test_an_agent_drives_a_vector_environment(crossing):
     from functools import partial
     many = gym.vector.SyncVectorEnv([partial(make_env, ENV)] * 2)
     obs, _ = many.reset(seed=5)
-    agent = PlannerAgent(crossing.planner.model, crossing.config, crossing.card).reset(0)
+    agent = ChainAgent(crossing.planner.model, crossing.config, crossing.card).reset(0)
     images = obs['image'].copy()
     first, won, last = agent.act_batch(obs), 0, np.zeros(2, bool)
     with pytest.raises(ValueError, match='1 observations for 2 rooms'): agent.act_batch(obs['image'][:1])
@@ -781,7 +783,7 @@ def test_an_agent_drives_a_vector_environment(crossing):
         agent.restart(terminated | truncated)
         if (terminated | truncated).any(): assert agent.remembered()[terminated | truncated].isnan().all()
     assert won >= 3 and last.all()
-    again = PlannerAgent(crossing.planner.model, crossing.config, crossing.card)
+    again = ChainAgent(crossing.planner.model, crossing.config, crossing.card)
     again.begin(np.arange(2))
     assert torch.equal(first, again.act_batch(images)) and first.dtype == torch.int64
 
@@ -873,7 +875,7 @@ def test_a_report_warns_where_predicted_and_executed_reward_part(predicted, exec
 
 
 def test_an_evaluation_carries_its_warning(crossing):
-    blind = PlannerAgent(crossing.planner.model, replace(crossing.config, scale=0.), crossing.card)
+    blind = ChainAgent(crossing.planner.model, replace(crossing.config, scale=0.), crossing.card)
     report = evaluate(blind, 8, seed=5_000_000, progress=False)
     assert report['warning'] == promise_warning(report) != ''
     assert evaluate(crossing, 2, seed=5_000_000, progress=False)['warning'] == ''
