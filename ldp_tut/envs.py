@@ -7,10 +7,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/envs.html.md"""
 # %% auto #0
 __all__ = ['EMPTY', 'WALL', 'FLOOR', 'DOOR', 'KEY', 'BALL', 'BOX', 'GOAL', 'LAVA', 'AGENT', 'OPEN', 'CLOSED', 'LOCKED', 'LEFT',
            'RIGHT', 'FORWARD', 'PICKUP', 'DROP', 'TOGGLE', 'DONE', 'ACTION_NAMES', 'STEP_X', 'STEP_Y', 'CLASSIC',
-           'VIEWS', 'FAR', 'MAZES', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'draw_pixels', 'facing',
-           'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to', 'goal_cell', 'steer', 'shortest_plan',
-           'MazeTask', 'need_mazes', 'PointMaze', 'MazeMap', 'point_mazes', 'BlockTable', 'BlockStacking',
-           'optimal_steps']
+           'VIEWS', 'FAR', 'MAZES', 'check_env_id', 'check_choice', 'need_mazes', 'check_objects', 'check_rules',
+           'check_force', 'check_cell', 'check_options', 'make_env', 'read_grid', 'paint_agent', 'split_agent',
+           'draw_pixels', 'facing', 'handle', 'walkable', 'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to',
+           'goal_cell', 'steer', 'shortest_plan', 'MazeTask', 'MazeMap', 'PointMaze', 'point_mazes', 'stackings',
+           'after_move', 'BlockCode', 'BlockTable', 'BlockStacking', 'optimal_steps']
 
 # %% ../nbs/04_envs.ipynb #d10df8de
 import warnings
@@ -21,13 +22,13 @@ from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from itertools import permutations
+from pathlib import Path
 from zlib import crc32
 
 import gymnasium as gym
 import numpy as np
 import torch
 from einops import rearrange
-from fastcore.basics import patch
 from minigrid.core.constants import OBJECT_TO_IDX, STATE_TO_IDX
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Goal, WorldObj
@@ -35,53 +36,131 @@ from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FullyObsWrapper, RGBImgObsWrapper
 from tqdm.auto import tqdm
 
+from .board import check_count
+
 # %% ../nbs/04_envs.ipynb #ba28fd87
-EMPTY, WALL, FLOOR, DOOR, KEY, BALL = (OBJECT_TO_IDX[o] for o in 'empty wall floor door key ball'.split())
-BOX, GOAL, LAVA, AGENT = (OBJECT_TO_IDX[o] for o in 'box goal lava agent'.split())
-OPEN, CLOSED, LOCKED = (STATE_TO_IDX[s] for s in 'open closed locked'.split())
+EMPTY, WALL, FLOOR = (OBJECT_TO_IDX[o] for o in ('empty', 'wall', 'floor'))
+DOOR, KEY, BALL, BOX = (OBJECT_TO_IDX[o] for o in ('door', 'key', 'ball', 'box'))
+GOAL, LAVA, AGENT = (OBJECT_TO_IDX[o] for o in ('goal', 'lava', 'agent'))
+OPEN, CLOSED, LOCKED = (STATE_TO_IDX[s] for s in ('open', 'closed', 'locked'))
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE, DONE = range(7)
 ACTION_NAMES = ('left', 'right', 'forward', 'pickup', 'drop', 'toggle', 'done')
-STEP_X = torch.tensor([1, 0, -1, 0])    # direction 0 is +x, 1 is +y (down), 2 is -x, 3 is -y
-STEP_Y = torch.tensor([0, 1, 0, -1])
+STEP_X = torch.tensor([1, 0, -1, 0])    # direction 0 is +x, 1 is +y (down),
+STEP_Y = torch.tensor([0, 1, 0, -1])    # 2 is -x, 3 is -y
 
-# %% ../nbs/04_envs.ipynb #558ec23c
+# %% ../nbs/04_envs.ipynb #f90b93d8
 CLASSIC = ('Acrobot-v1', 'CartPole-v1', 'MountainCar-v0', 'MountainCarContinuous-v0', 'Pendulum-v1')
 VIEWS = dict(full=FullyObsWrapper, partial=lambda env: env, rgb=RGBImgObsWrapper)
 
-def _known(env_id):
-    if env_id in gym.registry: return
-    first = env_id.split('-')[:2] if env_id.startswith('MiniGrid-') else env_id.split('-')[:1]
-    close = [i for i in gym.registry if i.split('-')[:len(first)] == first]
-    raise ValueError(f"unknown environment id {env_id!r}: " + (f"did you mean {', '.join(close[:4])}?" if close else 'ids look like MiniGrid-FourRooms-v0'))
+def check_env_id(env_id: str):
+    "Raise `ValueError` for an id that is not registered, or that this book has no adapter for."
+    if env_id not in gym.registry:
+        first = env_id.split('-')[:2] if env_id.startswith('MiniGrid-') else env_id.split('-')[:1]
+        close = [i for i in gym.registry if i.split('-')[:len(first)] == first]
+        advice = f'did you mean {", ".join(close[:4])}?' if close else 'ids look like MiniGrid-FourRooms-v0'
+        raise ValueError(f'unknown environment id {env_id!r}: {advice}')
+    if not env_id.startswith(('MiniGrid-', 'PointMaze_', 'ldp_tut/')) and env_id not in CLASSIC:
+        raise ValueError(f'{env_id!r} is not a MiniGrid, point maze or classic control environment: '
+                         'this book has no adapter for it')
 
+def check_choice(name: str, choices: dict, what: str) -> str:
+    "Raise `ValueError` for a name that is none of the choices."
+    if name not in choices: raise ValueError(f'unknown {what} {name!r}: choose one of {", ".join(choices)}')
+    return name
+
+def need_mazes():
+    "Register the point mazes. Raises `ImportError` that says what to install where they are missing."
+    if find_spec('gymnasium_robotics') is None:
+        raise ImportError("the point mazes need gymnasium-robotics: pip install 'ldp_tut[maze]'")
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):  # it prints a notice about other environments
+        warnings.simplefilter('ignore')
+        import gymnasium_robotics
+        gym.register_envs(gymnasium_robotics)
+
+def _remove_model_file(env):
+    "gymnasium-robotics writes every maze into a temporary file, reads it once and leaves it there."
+    if path := getattr(env.unwrapped, 'tmp_xml_file_path', None): Path(path).unlink(missing_ok=True)
+
+def check_objects(cells: torch.Tensor):
+    "Raise `ValueError` for objects that the twin has no rule for."
+    known = {EMPTY, WALL, FLOOR, DOOR, KEY, BALL, GOAL, LAVA}
+    if unknown := sorted(set(cells[..., 0].unique().tolist()) - known):
+        raise ValueError(f'the twin has no rule for objects {unknown} (boxes, unseen cells and agents)')
+
+def check_rules(env: gym.Env, env_id: str):
+    "Raise `ValueError` for worlds without rooms, or with other rules than the twin's."
+    if not env_id.startswith('MiniGrid-'):
+        raise ValueError(f'{env_id!r} is not a MiniGrid environment: it has no rooms to read')
+    if type(env.unwrapped).step is not MiniGridEnv.step and 'KeyCorridor' not in env_id:
+        own = type(env.unwrapped).__name__
+        raise ValueError(f'{env_id} has rules of its own ({own}.step) that the twin does not know')
+
+def _check_enough(found, rooms, tried, env_id, one_in, aside):
+    if len(found) < rooms:
+        raise ValueError(f'{tried} seeds of {env_id} have {len(found)} layouts that are {"" if aside else "not "}kept '
+                         f'aside, asked for {rooms}: too few layouts for one in {one_in}')
+    return found[:rooms]
+
+def _check_one_each(found, n, what, where, advice=''):
+    if not torch.equal(found[:, 0], torch.arange(n, device=found.device)):
+        raise ValueError(f'expected exactly one {what} in each of {n} {where}, found {len(found)}{advice}')
+
+def check_force(force) -> np.ndarray:
+    "Raise `ValueError` unless these are two finite numbers: MuJoCo would carry NaN on."
+    force = np.asarray(force)
+    if force.shape != (2,) or not np.isfinite(force).all():
+        raise ValueError(f'a force must be two finite numbers, got {force.tolist()}')
+    return force
+
+def check_cell(cell, maze, name: str) -> tuple:
+    "Raise `ValueError` unless this is the (row, column) of a free cell."
+    try: row, column = (check_count(c, name, 0) for c in cell)
+    except (TypeError, ValueError):
+        raise ValueError(f'{name} must be two integers (row, column), got {cell!r}') from None
+    if (row, column) not in maze.number:
+        raise ValueError(f'{name} {row, column} is a wall or outside the maze: free cells are {maze.cells}')
+    return row, column
+
+def check_options(options: dict, known: tuple) -> dict:
+    "Raise `ValueError` for options of `reset` that mean nothing here; they would be ignored in silence."
+    if unknown := sorted(set(options or {}) - set(known)):
+        raise ValueError(f'reset knows the options {", ".join(known)}, got {", ".join(unknown)}')
+    return {name: value for name, value in (options or {}).items() if value is not None}
+
+# %% ../nbs/04_envs.ipynb #558ec23c
 def make_env(
-    env_id: str,            # a MiniGrid id, one of gymnasium's classic control tasks (`CLASSIC`), or a PointMaze id
+    env_id: str,            # of MiniGrid, of a point maze, or one of `CLASSIC`
     render: bool = False,   # also able to `render()` RGB frames
-    view: str = 'full',     # MiniGrid only. 'full': symbols [W, H, 3]; 'partial': the agent's own 7 x 7; 'rgb': pixels [8 H, 8 W, 3]
+    view: str = 'full',     # MiniGrid: 'full', 'partial' or 'rgb', see below
     **kwargs,               # passed on to `gymnasium.make`
 ) -> gym.Env:
-    "One door to every world of the book. MiniGrid's `obs['image']` is uint8. Raises `ValueError` for an unknown id or view."
+    """One door to every world of the book; `ValueError` for an unknown id or view.
+
+    MiniGrid's `obs['image']` is uint8: 'full' are symbols [W, H, 3], 'partial' what the
+    agent sees, 7 x 7, 'rgb' pixels [8 H, 8 W, 3]."""
     import minigrid  # noqa: F401  (registers the ids)
-    if view not in VIEWS: raise ValueError(f'unknown view {view!r}: choose one of {", ".join(VIEWS)}')
-    if env_id.startswith('PointMaze_'): need_mazes()
-    _known(env_id)
-    if not env_id.startswith(('MiniGrid-', 'PointMaze_', 'ldp_tut/')) and env_id not in CLASSIC:
-        raise ValueError(f'{env_id!r} is not a MiniGrid, point maze or classic control environment: this book has no adapter for it')
-    if env_id.startswith('PointMaze_'): kwargs = dict(continuing_task=True, reset_target=False) | kwargs  # the registered defaults are not what their docstring says
+    check_choice(view, VIEWS, 'view')
+    if env_id.startswith('PointMaze_'):
+        need_mazes()        # and its defaults are not what their docstring says:
+        kwargs = dict(continuing_task=True, reset_target=False) | kwargs
+    check_env_id(env_id)
+    how = dict(render_mode='rgb_array' if render else None, disable_env_checker=True)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        env = gym.make(env_id, render_mode='rgb_array' if render else None, disable_env_checker=True, **kwargs)
+        env = gym.make(env_id, **(how | kwargs))
+        _remove_model_file(env)
         return VIEWS[view](env) if env_id.startswith('MiniGrid-') else env
 
 # %% ../nbs/04_envs.ipynb #3f48a79a
 def read_grid(
     env: gym.Env,  # any MiniGrid environment, wrapped or not, after `reset`
-) -> tuple:        # cells uint8 [W, H, 3] without the agent; pose int64 [3] (x, y, direction)
+) -> tuple:        # cells uint8 [W, H, 3], no agent; pose int64 [3]: x, y, direction
     "The grid and the agent's pose, read once instead of at every step."
     e = env.unwrapped
-    cells = np.array([(EMPTY, 0, 0) if o is None else o.encode() for o in e.grid.grid], dtype=np.uint8)
-    cells = cells.reshape(e.grid.height, e.grid.width, 3).transpose(1, 0, 2)
-    return torch.from_numpy(cells.copy()), torch.tensor([*map(int, e.agent_pos), int(e.agent_dir)])
+    cells = [(EMPTY, 0, 0) if o is None else o.encode() for o in e.grid.grid]
+    cells = np.array(cells, dtype=np.uint8).reshape(e.grid.height, e.grid.width, 3)
+    pose = [*map(int, e.agent_pos), int(e.agent_dir)]
+    return torch.from_numpy(cells.transpose(1, 0, 2).copy()), torch.tensor(pose)
 
 # %% ../nbs/04_envs.ipynb #0df2678e
 def paint_agent(
@@ -89,120 +168,143 @@ def paint_agent(
     pose: torch.Tensor,   # int64 [N, 3]
 ) -> torch.Tensor:        # uint8 [N, W, H, 3]: what `FullyObsWrapper` shows
     "The observation: the grid with the agent's cell overwritten."
-    obs, i = cells.clone(), torch.arange(len(cells), device=cells.device)
-    obs[i, pose[:, 0], pose[:, 1]] = torch.stack([torch.full_like(pose[:, 2], AGENT), torch.zeros_like(pose[:, 2]), pose[:, 2]], -1).to(torch.uint8)
+    obs, (x, y, direction) = cells.clone(), pose.T
+    kind, colour = torch.full_like(x, AGENT), torch.zeros_like(x)
+    agent = torch.stack([kind, colour, direction], -1).to(torch.uint8)
+    obs[torch.arange(len(cells), device=cells.device), x, y] = agent
     return obs
 
 def split_agent(
     image: torch.Tensor,  # uint8 [N, W, H, 3], an observation
 ) -> torch.Tensor:        # int64 [N, 3]: x, y, direction
-    "Where the agent is in an observation; raises `ValueError` when a grid does not show exactly one."
+    "Where the agent is; raises `ValueError` when a grid does not show exactly one."
     found = (image[..., 0] == AGENT).nonzero()
-    if len(found) != len(image) or not torch.equal(found[:, 0], torch.arange(len(image), device=image.device)):
-        raise ValueError(f'expected exactly one agent in each of {len(image)} fully observed grids, found {len(found)}; '
-                         'wrap the environment in minigrid.wrappers.FullyObsWrapper')
+    _check_one_each(found, len(image), 'agent', 'fully observed grids',
+                    '; wrap the environment in minigrid.wrappers.FullyObsWrapper')
     n, x, y = found.T
     return torch.stack([x, y, image[n, x, y, 2].long()], -1)
 
 # %% ../nbs/04_envs.ipynb #7100dece
+def _tile(code, tile):
+    "One cell (object, colour, state, 1 + direction, a byte each) as [tile, tile, 3]."
+    thing = WorldObj.decode(code & 255, code >> 8 & 255, code >> 16 & 255)
+    direction = (code >> 24) - 1 if code >> 24 else None
+    picture = Grid.render_tile(thing, direction, tile_size=tile)
+    return picture.astype(np.uint8)             # cut off, not rounded, as in MiniGrid
+
 def draw_pixels(
     cells: torch.Tensor,  # uint8 [N, W, H, 3]
     pose: torch.Tensor,   # int64 [N, 3]
     tile: int = 8,        # pixels of a cell
-) -> torch.Tensor:        # uint8 [N, tile H, tile W, 3]: what `RGBImgObsWrapper` shows of an environment made with `highlight=False`
-    "Frames as MiniGrid draws them, the agent's field of view not lit up."
-    code = cells.long() @ torch.tensor([1, 256, 65536])
-    code[torch.arange(len(cells)), pose[:, 0], pose[:, 1]] += (pose[:, 2] + 1) << 24
+) -> torch.Tensor:        # uint8 [N, tile H, tile W, 3]
+    "Frames as `RGBImgObsWrapper` draws them with `highlight=False`."
+    code, (x, y, direction) = cells.long() @ torch.tensor([1, 256, 65536]), pose.T
+    code[torch.arange(len(cells)), x, y] += (direction + 1) << 24
     kinds, which = code.unique(return_inverse=True)
-    draw = lambda k: Grid.render_tile(WorldObj.decode(k & 255, k >> 8 & 255, k >> 16 & 255), (k >> 24) - 1 if k >> 24 else None, tile_size=tile)
-    tiles = torch.from_numpy(np.stack([draw(k).astype(np.uint8) for k in kinds.tolist()]))  # cut off, not rounded, as in MiniGrid's picture
+    tiles = torch.from_numpy(np.stack([_tile(k, tile) for k in kinds.tolist()]))
     return rearrange(tiles[which], 'n w h p q c -> n (h p) (w q) c')
 
 # %% ../nbs/04_envs.ipynb #c426dcb8
 def facing(
     tiles: torch.Tensor,  # uint8 [V, tile * tile * 3]: cells of pixels
     tile: int = 8,
-) -> torch.Tensor:        # int64 [V]: 0 to 3, as in a pose; without meaning where a tile shows no agent
-    "Which way the agent in each tile looks, by comparison with MiniGrid's own drawings on floor and goal. For reports: nothing that learns asks."
-    known = np.stack([Grid.render_tile(o, d, tile_size=tile).astype(np.uint8).ravel() for d in range(4) for o in (None, Goal())])
-    return torch.cdist(tiles.float(), torch.from_numpy(known).float()).argmin(1) // 2
+) -> torch.Tensor:        # int64 [V]: 0 to 3, as in a pose; void where no agent is
+    "Which way the agent in each tile looks. Only reports use this; no model calls it."
+    known = [Grid.render_tile(thing, direction, tile_size=tile).astype(np.uint8).ravel()
+             for direction in range(4) for thing in (None, Goal())]
+    known = torch.from_numpy(np.stack(known)).float()
+    return torch.cdist(tiles.float(), known).argmin(1) // 2
+
+# %% ../nbs/04_envs.ipynb #b3d1934a
+def handle(
+    action: torch.Tensor,    # int64 [N], MiniGrid's seven actions
+    faced: torch.Tensor,     # uint8 [N, 3]: the cell ahead (object, colour, state)
+    carrying: torch.Tensor,  # uint8 [N, 2]: object and colour in hand; 0: nothing
+) -> tuple:                  # the faced cell and the hand afterwards
+    "MiniGrid's rules for picking up, dropping and toggling."
+    (obj, colour, state), (held, held_colour) = faced.T, carrying.T
+    take = (action == PICKUP) & ((obj == KEY) | (obj == BALL)) & (held == 0)
+    put = (action == DROP) & (obj == EMPTY) & (held != 0)
+    door = (action == TOGGLE) & (obj == DOOR)
+    fits = (held == KEY) & (held_colour == colour)
+    unlock, swing = door & (state == LOCKED) & fits, door & (state != LOCKED)
+    cell, hand = faced.clone(), carrying.clone()
+    cell[take] = cell.new_tensor([EMPTY, 0, 0])
+    cell[put, :2], cell[put, 2] = carrying[put], 0
+    cell[unlock, 2] = OPEN
+    cell[swing, 2] = torch.where(state[swing] == OPEN, CLOSED, OPEN).to(torch.uint8)
+    hand[take] = faced[take, :2]
+    hand[put] = 0
+    return cell, hand
+
+def walkable(
+    faced: torch.Tensor,  # uint8 [..., 3]: cells
+) -> torch.Tensor:        # bool [...]
+    "What an agent can walk onto: floor, goal, lava, an open door."
+    obj, state = faced[..., 0], faced[..., 2]
+    flat = (obj == EMPTY) | (obj == FLOOR) | (obj == GOAL) | (obj == LAVA)
+    return flat | ((obj == DOOR) & (state == OPEN))
 
 # %% ../nbs/04_envs.ipynb #ad7b9a7b
 class GridTwin:
-    """Thousands of MiniGrid rooms stepped at once in torch.
+    """Thousands of MiniGrid rooms stepped at once in torch, with MiniGrid's own rules.
 
-    Supports walls, floor, goals, lava, doors, keys and balls, with MiniGrid's own rules; `tests/test_envs.py` plays both side by side.
-    Works on the device of `cells`. Rooms that have ended stay as they are. Raises `ValueError` for objects it has no rule for."""
+    Walls, floor, goals, lava, doors, keys and balls; `tests/test_envs.py` plays both
+    side by side. Rooms that have ended stay as they are."""
     def __init__(self,
         cells: torch.Tensor,            # uint8 [N, W, H, 3], without the agent
         pose: torch.Tensor,             # int64 [N, 3]
         max_steps: int = 100,           # truncation, in steps
-        carrying: torch.Tensor = None,  # uint8 [N, 2] object and colour in hand; object 0 is an empty hand
-        prize: int = 0,                 # picking up this object wins (KeyCorridor's ball); 0: only the goal cell wins
+        carrying: torch.Tensor = None,  # uint8 [N, 2] object, colour in hand; 0: empty
+        prize: int = 0,                 # picking this up wins; 0: only the goal does
     ):
-        unknown = set(cells[..., 0].unique().tolist()) - {EMPTY, WALL, FLOOR, DOOR, KEY, BALL, GOAL, LAVA}
-        if unknown: raise ValueError(f'the twin has no rule for objects {sorted(unknown)} (boxes, unseen cells and agents are not supported)')
-        self.cells, self.pose, self.max_steps = cells.clone(), pose.long().clone(), max_steps
-        self.prize, on = prize, dict(device=cells.device)
-        self.index, self.move_x, self.move_y = torch.arange(len(cells), **on), STEP_X.to(cells.device), STEP_Y.to(cells.device)
-        self.carrying = torch.zeros(len(cells), 2, dtype=torch.uint8, **on) if carrying is None else carrying.clone()
-        self.steps = torch.zeros(len(cells), dtype=torch.long, **on)
-        self.terminated, self.truncated = torch.zeros(len(cells), dtype=torch.bool, **on), torch.zeros(len(cells), dtype=torch.bool, **on)
+        check_objects(cells)
+        N, device = len(cells), cells.device
+        self.cells, self.pose = cells.clone(), pose.long().clone()
+        self.max_steps, self.prize = max_steps, prize
+        self.index = torch.arange(N, device=device)
+        self.move_x, self.move_y = STEP_X.to(device), STEP_Y.to(device)
+        empty = torch.zeros(N, 2, dtype=torch.uint8, device=device)
+        self.carrying = empty if carrying is None else carrying.clone()
+        self.steps = torch.zeros(N, dtype=torch.long, device=device)
+        no = torch.zeros(N, dtype=torch.bool, device=device)
+        self.terminated, self.truncated = no, no.clone()
 
     def __len__(self): return len(self.cells)
     @property
     def done(self): return self.terminated | self.truncated
+    @property
+    def holds_prize(self): return self.carrying[:, 0] == self.prize
     def observe(self): return paint_agent(self.cells, self.pose)
 
-# %% ../nbs/04_envs.ipynb #3853422b
-@patch
-def front(self: GridTwin):
-    "Coordinates of the cell each agent faces: x [N], y [N]."
-    x, y, d = self.pose.T
-    return x + self.move_x[d], y + self.move_y[d]
+    def front(self) -> tuple:    # x [N], y [N]
+        "Coordinates of the cell each agent faces."
+        x, y, d = self.pose.T
+        return x + self.move_x[d], y + self.move_y[d]
 
-# %% ../nbs/04_envs.ipynb #e3f51c18
-@patch
-def step(self: GridTwin,
-    action: torch.Tensor,  # int64 [N], MiniGrid's seven actions
-):                         # reward float [N], terminated bool [N], truncated bool [N]
-    "One step everywhere. The reward is MiniGrid's 1 - 0.9 steps / max_steps at the goal (or for the prize), else 0."
-    live = ~self.done
-    self.steps += live
-    turn = (action == RIGHT).long() - (action == LEFT).long()
-    self.pose[:, 2] = (self.pose[:, 2] + turn * live) % 4
-    i, (fx, fy) = self.index, self.front()
-    front = self.cells[i, fx, fy]
-    obj, state = front[:, 0], front[:, 2]
-    free = (obj == EMPTY) | (obj == FLOOR) | (obj == GOAL) | (obj == LAVA) | ((obj == DOOR) & (state == OPEN))
-    go = live & (action == FORWARD) & free
-    self.pose[:, 0], self.pose[:, 1] = torch.where(go, fx, self.pose[:, 0]), torch.where(go, fy, self.pose[:, 1])
-    if (action > FORWARD).any(): self._handle(action * live, i, fx, fy, front)
-    won, lost = go & (obj == GOAL), go & (obj == LAVA)
-    if self.prize: won = won | (live & (action == PICKUP) & (obj == self.prize) & (self.carrying[:, 0] == self.prize))
-    self.terminated |= won | lost
-    self.truncated |= live & (self.steps >= self.max_steps)
-    return won * (1 - 0.9 * self.steps / self.max_steps), self.terminated.clone(), self.truncated.clone()
-
-# %% ../nbs/04_envs.ipynb #b3d1934a
-@patch
-def _handle(self: GridTwin, action, i, fx, fy, front):
-    "Pick up, drop and toggle: each changes at most the faced cell."
-    obj, colour, state = front.T
-    held, held_colour = self.carrying.T
-    take = (action == PICKUP) & ((obj == KEY) | (obj == BALL)) & (held == 0)
-    put = (action == DROP) & (obj == EMPTY) & (held != 0)
-    door = (action == TOGGLE) & (obj == DOOR)
-    unlock = door & (state == LOCKED) & (held == KEY) & (held_colour == colour)
-    swing = door & (state != LOCKED)
-    new = front.clone()
-    new[take] = new.new_tensor([EMPTY, 0, 0])
-    new[put] = torch.cat([self.carrying[put], torch.zeros_like(self.carrying[put, :1])], 1)
-    new[unlock, 2] = OPEN
-    new[swing, 2] = torch.where(state[swing] == OPEN, CLOSED, OPEN).to(torch.uint8)
-    self.carrying[take] = front[take, :2]
-    self.carrying[put] = 0
-    self.cells[i, fx, fy] = new
+    def step(self,
+        action: torch.Tensor,  # int64 [N], MiniGrid's seven actions
+    ) -> tuple:                # reward float, terminated and truncated bool, all [N]
+        "One step everywhere. At the goal the reward is 1 - 0.9 steps / max_steps."
+        live = ~self.done
+        self.steps += live
+        turn = (action == RIGHT).long() - (action == LEFT).long()
+        self.pose[:, 2] = (self.pose[:, 2] + turn * live) % 4
+        fx, fy = self.front()
+        faced = self.cells[self.index, fx, fy]
+        go = live & (action == FORWARD) & walkable(faced)
+        self.pose[go, 0], self.pose[go, 1] = fx[go], fy[go]
+        if (action > FORWARD).any():
+            cell, self.carrying = handle(action * live, faced, self.carrying)
+            self.cells[self.index, fx, fy] = cell
+        won, lost = go & (faced[:, 0] == GOAL), go & (faced[:, 0] == LAVA)
+        if self.prize:
+            taken = (action == PICKUP) & (faced[:, 0] == self.prize) & self.holds_prize
+            won |= live & taken
+        self.terminated |= won | lost
+        self.truncated |= live & (self.steps >= self.max_steps)
+        reward = won * (1 - 0.9 * self.steps / self.max_steps)
+        return reward, self.terminated.clone(), self.truncated.clone()
 
 # %% ../nbs/04_envs.ipynb #a6a1ed74
 def layouts(
@@ -210,70 +312,72 @@ def layouts(
     seeds: Sequence[int],   # one reset per seed
     progress: bool = False, # show a bar
 ) -> GridTwin:
-    "The rooms that `env.reset(seed=s)` builds, for every seed, as one batch. Raises `ValueError` for worlds without rooms, and for those with other rules than the twin's."
-    env = make_env(env_id)
-    if not env_id.startswith('MiniGrid-'): raise ValueError(f'{env_id!r} is not a MiniGrid environment: it has no rooms to read')
-    if type(env.unwrapped).step is not MiniGridEnv.step and 'KeyCorridor' not in env_id:
-        raise ValueError(f'{env_id} has rules of its own ({type(env.unwrapped).__name__}.step) that the twin does not know')
-    read = []
-    for s in tqdm(seeds, desc='layouts', disable=None if progress else True, leave=False):
+    "The rooms that `env.reset(seed=s)` builds; `ValueError` as in `check_rules`."
+    env, read = make_env(env_id), []
+    check_rules(env, env_id)
+    quiet = None if progress else True
+    for s in tqdm(seeds, desc='layouts', disable=quiet, leave=False):
         env.unwrapped.reset(seed=int(s))
         read.append(read_grid(env))
     cells, pose = map(torch.stack, zip(*read))
-    return GridTwin(cells, pose, env.unwrapped.max_steps, prize=BALL if 'KeyCorridor' in env_id else 0)
+    prize = BALL if 'KeyCorridor' in env_id else 0
+    return GridTwin(cells, pose, env.unwrapped.max_steps, prize=prize)
 
 # %% ../nbs/04_envs.ipynb #c27e93c2
 def spared(
     cells: torch.Tensor,   # uint8 [N, W, H, 3] without the agent
     one_in: int,           # 0: none
 ) -> torch.Tensor:         # bool [N]
-    "Which layouts are kept aside for tests: about one in so many, always the same ones."
-    return torch.tensor([one_in > 0 and crc32(c.numpy().tobytes()) % one_in == 0 for c in cells])
+    "Which layouts are kept aside for tests: one in so many, always the same ones."
+    if not one_in: return torch.zeros(len(cells), dtype=torch.bool)
+    return torch.tensor([crc32(c.numpy().tobytes()) % one_in == 0 for c in cells])
 
 def room_seeds(
     env_id: str,
     rooms: int,            # how many
     seed: int = 0,         # the first that is considered
-    one_in: int = 0,       # layouts kept aside, see `spared`; 0: none, and all seeds will do
+    one_in: int = 0,       # one layout in so many is kept aside; 0: none is
     aside: bool = True,    # those kept aside, or all others?
 ) -> list:                 # of `env.reset`
-    "Seeds of rooms for tests, or for training. Raises `ValueError` where a thousand times as many seeds do not hold so many."
-    if one_in < 0 or one_in == 1: raise ValueError(f'one layout in {one_in} cannot be kept aside: 0 for none, or at least 2')
+    "Seeds of rooms for tests, or for training; `ValueError` where there are too few."
     if not one_in: return list(range(seed, seed + rooms))
+    check_count(one_in, 'one_in', 2)
     found, start = [], seed
     while len(found) < rooms and start < seed + 1000 * rooms:
-        fits = spared(layouts(env_id, range(start, start + 2 * rooms)).cells, one_in) == aside
-        found, start = found + [start + i for i in fits.nonzero()[:, 0].tolist()], start + 2 * rooms
-    if len(found) < rooms: raise ValueError(f'{start - seed} seeds of {env_id} have {len(found)} layouts that are {"" if aside else "not "}kept aside, asked for {rooms}: too few layouts for one in {one_in}')
-    return found[:rooms]
+        seeds = range(start, start + 2 * rooms)
+        fits = spared(layouts(env_id, seeds).cells, one_in) == aside
+        found += [s for s, fit in zip(seeds, fits.tolist()) if fit]
+        start += 2 * rooms
+    return _check_enough(found, rooms, start - seed, env_id, one_in, aside)
 
 # %% ../nbs/04_envs.ipynb #988917aa
 FAR = 10_000  # an unreachable pose: larger than any distance on a grid
 
+def _ahead(field, d):
+    "field [N, W, H] as it looks one cell further in direction d."
+    return field.roll((-int(STEP_X[d]), -int(STEP_Y[d])), (1, 2))
+
 def distance_to(
     cells: torch.Tensor,   # uint8 [N, W, H, 3]
-    target: torch.Tensor,  # int64 [N, 2]: a cell per room, any direction counts; or [N, 3]: a pose
-) -> torch.Tensor:         # int16 [N, 4, W, H]: fewest actions from each pose, `FAR` where there is no way
-    "Exact distances by Bellman sweeps. Turns cost one action, a closed door costs one more (toggle); lava and locked doors block."
-    obj, state = cells[..., 0], cells[..., 2]
-    shut = (obj == DOOR) & (state == CLOSED)
-    free = (obj == EMPTY) | (obj == FLOOR) | (obj == GOAL) | shut | ((obj == DOOR) & (state == OPEN))
-    N, W, H = obj.shape
-    dist = torch.full((N, 4, W, H), FAR, dtype=torch.int16)
-    i = torch.arange(N)
+    target: torch.Tensor,  # int64 [N, 2]: cells, any direction; or [N, 3]: poses
+) -> torch.Tensor:         # int16 [N, 4, W, H]: fewest actions from each pose, or `FAR`
+    "By Bellman sweeps. A closed door costs one more; lava and locked doors block."
+    obj, (N, W, H, _) = cells[..., 0], cells.shape
+    shut = (obj == DOOR) & (cells[..., 2] == CLOSED)
+    free = (walkable(cells) | shut) & (obj != LAVA)
+    i, dist = torch.arange(N), torch.full((N, 4, W, H), FAR, dtype=torch.int16)
     if target.shape[1] == 3: dist[i, target[:, 2], target[:, 0], target[:, 1]] = 0
     else: dist[i, :, target[:, 0], target[:, 1]] = 0
-    enter = torch.where(free, 1 + shut.to(torch.int16), FAR).to(torch.int16)
-    ahead = torch.stack([enter.roll((-int(STEP_X[d]), -int(STEP_Y[d])), (1, 2)) for d in range(4)], 1)
-    for _ in range(8 * (W + H) * 4):
-        best = torch.minimum(dist.roll(1, 1), dist.roll(-1, 1)) + 1
-        for d in range(4):
-            step = dist[:, d].roll((-int(STEP_X[d]), -int(STEP_Y[d])), (1, 2)) + ahead[:, d]
-            best[:, d] = torch.minimum(best[:, d], step)
-        best = torch.minimum(best, dist)
+    cost = torch.where(free, 1 + shut.to(torch.int16), FAR).to(torch.int16)
+    cost = torch.stack([_ahead(cost, d) for d in range(4)], 1)
+    for _ in range(32 * (W + H)):
+        turn = torch.minimum(dist.roll(1, 1), dist.roll(-1, 1)) + 1
+        step = torch.stack([_ahead(dist[:, d], d) for d in range(4)], 1) + cost
+        best = torch.minimum(dist, torch.minimum(turn, step))
         if torch.equal(best, dist): break
         dist = best
-    return dist.masked_fill_(~free[:, None], FAR).clamp_(max=FAR)  # nobody stands in a wall
+    dist.masked_fill_(~free[:, None], FAR)      # nobody stands in a wall
+    return dist.clamp_(max=FAR)
 
 # %% ../nbs/04_envs.ipynb #7900f90e
 def goal_cell(
@@ -281,8 +385,7 @@ def goal_cell(
 ) -> torch.Tensor:        # int64 [N, 2]
     "The goal's coordinates; raises `ValueError` unless every room has exactly one."
     found = (cells[..., 0] == GOAL).nonzero()
-    if len(found) != len(cells) or not torch.equal(found[:, 0], torch.arange(len(cells))):
-        raise ValueError(f'expected one goal in each of {len(cells)} rooms, found {len(found)} in all')
+    _check_one_each(found, len(cells), 'goal', 'rooms')
     return found[:, 1:]
 
 # %% ../nbs/04_envs.ipynb #bb8cdc68
@@ -290,52 +393,65 @@ def steer(
     cells: torch.Tensor,     # uint8 [N, W, H, 3]
     pose: torch.Tensor,      # int64 [N, 3]
     distance: torch.Tensor,  # int16 [N, 4, W, H] from `distance_to`
-    noise: torch.Tensor = None,  # float [N, 3] in [0, 1): breaks ties at random; default prefers forward
+    noise: torch.Tensor = None,  # float [N, 3] in [0, 1) breaks ties; default: forward
 ) -> torch.Tensor:           # int64 [N]: an action that gets one step closer
-    "A greedy step down a distance field: left, right, forward, or toggle when a shut door is ahead."
+    "A greedy step down a distance field: turn, walk, or toggle at a shut door."
     i, (x, y, d) = torch.arange(len(pose)), pose.T
     fx, fy = x + STEP_X[d], y + STEP_Y[d]
-    shut = (cells[i, fx, fy, 0] == DOOR) & (cells[i, fx, fy, 2] == CLOSED)
-    obj = cells[i, fx, fy, 0]
-    free = (obj == EMPTY) | (obj == FLOOR) | (obj == GOAL) | ((obj == DOOR) & (cells[i, fx, fy, 2] != LOCKED))
+    obj, _, state = cells[i, fx, fy].T
+    shut = (obj == DOOR) & (state == CLOSED)
+    free = (walkable(cells[i, fx, fy]) | shut) & (obj != LAVA)
     ahead = torch.where(free, distance[i, d, fx, fy].float() + shut, float(FAR))
-    score = torch.stack([distance[i, (d - 1) % 4, x, y].float(), distance[i, (d + 1) % 4, x, y].float(), ahead], -1)
-    score = score + (torch.tensor([.2, .1, 0.]) if noise is None else noise * .5)
-    best = score.argmin(-1)
+    turned = [distance[i, (d + turn) % 4, x, y].float() for turn in (-1, 1)]
+    score = torch.stack([*turned, ahead], -1)
+    taste = torch.tensor([.2, .1, 0.]) if noise is None else noise * .5
+    best = (score + taste).argmin(-1)
     return torch.where((best == FORWARD) & shut, TOGGLE, best)
 
 # %% ../nbs/04_envs.ipynb #17e98698
+def _grow(layer, prize):
+    "Every action from every state of a layer: the states, and the rewards."
+    A = TOGGLE + 1
+    state = layer.cells, layer.pose, layer.carrying
+    cells, pose, carrying = (t.repeat_interleave(A, 0) for t in state)
+    grown = GridTwin(cells, pose, 2**31, carrying, prize)
+    return grown, grown.step(torch.arange(A).repeat(len(layer)))[0]
+
+def _state_keys(twin):
+    "One byte string per room that names its whole state."
+    parts = twin.cells.flatten(1), twin.pose.to(torch.uint8), twin.carrying
+    return [row.tobytes() for row in torch.cat(parts, 1).numpy()]
+
 def shortest_plan(
     room: GridTwin,              # one room
-    max_states: int = 400_000,   # give up (with a `ValueError`) after this many states
-) -> list:                       # the actions, or None where the goal cannot be reached
-    "The exact shortest action sequence to the goal, keys and doors included: breadth-first search with the twin itself as the transition rule."
-    if len(room) != 1: raise ValueError(f'shortest_plan takes one room, got {len(room)}')
-    key = lambda t: torch.cat([t.cells.flatten(1), t.pose.to(torch.uint8), t.carrying], 1).numpy()
-    layer, seen = room, {key(room)[0].tobytes()}
-    moves = torch.arange(TOGGLE + 1)
-    paths = [()]
+    max_states: int = 400_000,   # give up (with a `ValueError`) after so many
+) -> list:                       # the actions; None where the goal cannot be reached
+    "The exact shortest way to the goal, keys and doors included: breadth first."
+    check_count(len(room), 'the number of rooms', 1, 1)
+    layer, seen, plans = room, set(_state_keys(room)), [()]
     while len(layer):
-        n, A = len(layer), len(moves)
-        grown = GridTwin(layer.cells.repeat_interleave(A, 0), layer.pose.repeat_interleave(A, 0), 2**31, layer.carrying.repeat_interleave(A, 0), room.prize)
-        reward, *_ = grown.step(moves.repeat(n))
-        grown_paths = [(p, a) for p in paths for a in moves.tolist()]
-        if reward.any():
-            plan, link = [], grown_paths[int(reward.gt(0).nonzero()[0])]
-            while link: link, a = link; plan.append(a)
-            return plan[::-1]
+        new, reward = _grow(layer, room.prize)
+        plans = [(plan, a) for plan in plans for a in range(TOGGLE + 1)]  # linked lists
+        if reward.any(): return _unrolled(plans[int(reward.gt(0).nonzero()[0])])
         fresh = []
-        for j, (row, dead) in enumerate(zip(key(grown), grown.terminated.tolist())):
-            if not dead and (b := row.tobytes()) not in seen: seen.add(b); fresh.append(j)
-        if len(seen) > max_states: raise ValueError(f'no goal found within {max_states} states; raise max_states')
-        if not fresh: return None
-        layer, paths = GridTwin(grown.cells[fresh], grown.pose[fresh], 2**31, grown.carrying[fresh], room.prize), [grown_paths[j] for j in fresh]
+        for j, key in enumerate(_state_keys(new)):
+            if key in seen or new.terminated[j]: continue
+            seen.add(key); fresh.append(j)
+        if len(seen) > max_states:
+            raise ValueError(f'no goal found within {max_states=}: raise it')
+        layer = GridTwin(new.cells[fresh], new.pose[fresh], 2**31, new.carrying[fresh])
+        plans = [plans[j] for j in fresh]
     return None
+
+def _unrolled(plan):
+    actions = []
+    while plan: plan, action = plan; actions.append(action)
+    return actions[::-1]
 
 # %% ../nbs/04_envs.ipynb #d803dfae
 @dataclass(frozen=True)
 class MazeTask:
-    "One of D4RL's three mazes. Its reference returns define the normalised score (Fu et al. 2020; values from the registrations of `maze2d-*-v1`)."
+    "One of D4RL's mazes; the returns are those of its registrations `maze2d-*-v1`."
     env_id: str
     goal_cell: tuple        # (row, column) of the goal
     max_steps: int          # of an episode
@@ -344,200 +460,235 @@ class MazeTask:
 
     def normalised(self, total):
         "D4RL's score of a return: 100 (return - random) / (expert - random)."
-        return 100 * (total - self.random_return) / (self.expert_return - self.random_return)
+        span = self.expert_return - self.random_return
+        return 100 * (total - self.random_return) / span
 
 MAZES = dict(umaze=MazeTask('PointMaze_UMaze-v3', (1, 1), 300, 23.85, 161.86),
              medium=MazeTask('PointMaze_Medium-v3', (6, 6), 600, 13.13, 277.39),
              large=MazeTask('PointMaze_Large-v3', (7, 9), 800, 6.7, 273.99))
 
-# %% ../nbs/04_envs.ipynb #cbbd5f60
-def need_mazes():
-    "Register the point mazes. Raises `ImportError` that says what to install where they are missing."
-    if find_spec('gymnasium_robotics') is None: raise ImportError("the point mazes need gymnasium-robotics: pip install 'ldp_tut[maze]'")
-    with warnings.catch_warnings(), redirect_stderr(StringIO()):  # it prints a notice about other environments
-        warnings.simplefilter('ignore')
-        import gymnasium_robotics
-        gym.register_envs(gymnasium_robotics)
-
-# %% ../nbs/04_envs.ipynb #ffe92143
-class PointMaze(gym.Wrapper):
-    """D4RL's maze2d task on gymnasium-robotics' point maze: state float32 [4] (x, y, velocities; cells and cells per second), two forces in [-1, 1].
-
-    The goal is the centre of the task's cell, starts are uniform over the other cells (within 0.1 of a centre, at rest; D4RL includes the goal's cell and adds a little speed), the reward is 1 within half a cell of the goal, and only the clock ends an episode. Raises `ValueError` for an unknown maze."""
-    def __init__(self,
-        name: str = 'umaze',      # 'umaze', 'medium' or 'large'
-        max_steps: int = None,    # default the task's
-        render: bool = False,
-    ):
-        if name not in MAZES: raise ValueError(f'unknown maze {name!r}: choose one of {", ".join(MAZES)}')
-        self.task = MAZES[name]
-        super().__init__(make_env(self.task.env_id, render, max_episode_steps=max_steps or self.task.max_steps))
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
-        self.env.unwrapped.position_noise_range = 0.1
-        self.map = MazeMap(self.env.unwrapped.maze)
-        self.goal = self.map.centre[self.map.cells.index(self.task.goal_cell)]
-
-    def reset(self, *, seed=None, options=None):
-        obs, info = self.env.reset(seed=seed, options=dict(goal_cell=np.array(self.task.goal_cell)) | (options or {}))
-        self.env.unwrapped.goal = self.goal.copy()
-        self.env.unwrapped.update_target_site_pos()
-        return obs['observation'].astype(np.float32), info
-
-    def step(self, action):
-        obs, _, _, truncated, info = self.env.step(action)
-        state = obs['observation'].astype(np.float32)
-        return state, float(np.hypot(*(state[:2] - self.goal)) <= 0.5), False, truncated, info
-
 # %% ../nbs/04_envs.ipynb #ad2d4972
 class MazeMap:
     "The cells of a maze and shortest ways between them."
     def __init__(self, maze):  # gymnasium-robotics' `Maze`
-        self.cells = [(r, c) for r, row in enumerate(maze.maze_map) for c, cell in enumerate(row) if cell != 1]
-        self.centre = np.array([maze.cell_rowcol_to_xy(np.array(c)) for c in self.cells])  # float [C, 2]
-        at, C = {c: i for i, c in enumerate(self.cells)}, len(self.cells)
-        self.distance = np.full((C, C), np.iinfo(np.int64).max)  # [target, cell], in cells
-        self.next = np.tile(np.arange(C), (C, 1))                # [target, cell]: the next cell on the way
-        for t in range(C):
-            self.distance[t, t], queue = 0, [t]
-            for i in queue:
-                for dr, dc in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-                    j = at.get((self.cells[i][0] + dr, self.cells[i][1] + dc))
-                    if j is not None and self.distance[t, j] > self.distance[t, i] + 1:
-                        self.distance[t, j], self.next[t, j] = self.distance[t, i] + 1, i
-                        queue.append(j)
+        self.cells = [(r, c) for r, row in enumerate(maze.maze_map)
+                      for c, cell in enumerate(row) if cell != 1]
+        centres = [maze.cell_rowcol_to_xy(np.array(c)) for c in self.cells]
+        self.centre, C = np.array(centres), len(self.cells)      # float [C, 2]
+        self.number = {cell: i for i, cell in enumerate(self.cells)}
+        self.distance = np.full((C, C), np.iinfo(np.int64).max)  # [target, cell]: cells
+        self.next = np.tile(np.arange(C), (C, 1))     # [target, cell]: next on the way
+        for target in range(C): self._search(target)
+
+    def _search(self, target):
+        "Breadth first from one cell: how far every other is, and by which neighbour."
+        far, towards, queue = self.distance[target], self.next[target], [target]
+        far[target] = 0
+        for i in queue:
+            row, column = self.cells[i]
+            for dr, dc in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+                j = self.number.get((row + dr, column + dc))
+                if j is not None and far[j] > far[i] + 1:
+                    far[j], towards[j] = far[i] + 1, i
+                    queue.append(j)
 
     def nearest(self, xy):  # float [..., 2] -> int [...]
         "Index of the nearest cell."
         return ((np.asarray(xy)[..., None, :] - self.centre) ** 2).sum(-1).argmin(-1)
 
+# %% ../nbs/04_envs.ipynb #ffe92143
+class PointMaze(gym.Wrapper):
+    """D4RL's maze2d task on gymnasium-robotics' point maze.
+
+    The state is float32 [4] (x, y, velocities; cells and cells per second), an action
+    two forces in [-1, 1]. The goal is the centre of the task's cell, starts are uniform
+    over the other cells (within 0.1 of a centre, at rest); `reset` takes others as
+    `options=dict(goal_cell=(row, column), reset_cell=...)`. The reward is 1 within half
+    a cell of the goal; only the clock ends an episode. Raises `ValueError` for an
+    unknown maze, a cell in a wall, and forces that are not finite."""
+    def __init__(self,
+        name: str = 'umaze',      # 'umaze', 'medium' or 'large'
+        max_steps: int = None,    # default the task's
+        render: bool = False,
+    ):
+        self.task = MAZES[check_choice(name, MAZES, 'maze')]
+        if max_steps is None: max_steps = self.task.max_steps
+        steps = check_count(max_steps, 'max_steps')
+        super().__init__(make_env(self.task.env_id, render, max_episode_steps=steps))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.env.unwrapped.position_noise_range = 0.1
+        self.map = MazeMap(self.env.unwrapped.maze)
+        self.goal = self.map.centre[self.map.number[self.task.goal_cell]]
+
+    def reset(self, *, seed=None, options=None):
+        cells = dict(goal_cell=self.task.goal_cell)
+        cells |= check_options(options, ('goal_cell', 'reset_cell'))
+        cells = {name: check_cell(c, self.map, name) for name, c in cells.items()}
+        where = {name: np.array(c) for name, c in cells.items()}
+        obs, info = self.env.reset(seed=seed, options=where)
+        self.goal = self.map.centre[self.map.number[cells['goal_cell']]]
+        self.env.unwrapped.goal = self.goal.copy()
+        self.env.unwrapped.update_target_site_pos()
+        return obs['observation'].astype(np.float32), info
+
+    def step(self, action):
+        obs, _, _, truncated, info = self.env.step(check_force(action))
+        state = obs['observation'].astype(np.float32)
+        there = float(np.hypot(*(state[:2] - self.goal)) <= 0.5)
+        return state, there, False, truncated, info
+
 def point_mazes(
     name: str,              # 'umaze', 'medium' or 'large'
-    n: int,                 # environments; their seeds are seed .. seed+n-1 at `reset(seed=seed)`
+    n: int,                 # seeds are seed .. seed+n-1 at `reset(seed=seed)`
     max_steps: int = None,
 ) -> gym.vector.VectorEnv:  # of `PointMaze`; ended ones are not reset
     "Many point mazes behind one `step`."
-    return gym.vector.SyncVectorEnv([partial(PointMaze, name, max_steps) for _ in range(n)], autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+    never = gym.vector.AutoresetMode.DISABLED
+    mazes = [partial(PointMaze, name, max_steps) for _ in range(n)]
+    return gym.vector.SyncVectorEnv(mazes, autoreset_mode=never)
 
 # %% ../nbs/04_envs.ipynb #04ee22ca
-class BlockTable:
-    "Every arrangement of `blocks` on `places`, every move, and exact distances. A move is from * places + to; the useless ones leave everything as it is."
-    def __init__(self, blocks: int = 4, places: int = 4):
-        if not (1 <= blocks <= 5 and 2 <= places <= 5): raise ValueError(f'the table is for 1 to 5 blocks on 2 to 5 places, got {blocks} and {places}')
-        self.blocks, self.places, stacks = blocks, places, []
-        for order in permutations(range(blocks)):
-            for cuts in np.ndindex(*(blocks + 1,) * (places - 1)):
-                edge = (0, *cuts, blocks)
-                if all(a <= b for a, b in zip(edge, edge[1:])): stacks.append(tuple(order[a:b] for a, b in zip(edge, edge[1:])))
-        self.stacks = stacks                                       # per arrangement and place, blocks from the table up
-        self._id = {s: i for i, s in enumerate(stacks)}
-        self.position = np.array([self._place(s) for s in stacks])  # int [S, blocks, 2]: place and height of each block
-        self.next = np.array([[self._id[self._move(s, f, t)] for f in range(places) for t in range(places)] for s in stacks])  # [S, places²]
+def stackings(blocks: int, places: int) -> list:
+    "Every arrangement: for each place, a tuple of its blocks from the table up."
+    found = []
+    for order in permutations(range(blocks)):
+        for cuts in np.ndindex(*(blocks + 1,) * (places - 1)):
+            edge = (0, *cuts, blocks)
+            if list(edge) == sorted(edge):
+                found.append(tuple(order[a:b] for a, b in zip(edge, edge[1:])))
+    return found
 
-    def __len__(self): return len(self.stacks)
+def after_move(stacks: tuple, source: int, to: int) -> tuple:
+    "The arrangement after a move; a useless one leaves everything as it is."
+    if source == to or not stacks[source]: return stacks
+    new = list(stacks)
+    new[source], new[to] = stacks[source][:-1], stacks[to] + stacks[source][-1:]
+    return tuple(new)
 
-    def _place(self, stacks):
+# %% ../nbs/04_envs.ipynb #b689e448
+class BlockCode:
+    "Positions of blocks as whole numbers, as one-hot vectors, and as one number each."
+    def __init__(self, blocks: int, places: int):
+        self.blocks, self.places = blocks, places
+
+    def place(self, stacks: tuple) -> np.ndarray:  # int64 [blocks, 2]: place, height
         out = np.zeros((self.blocks, 2), np.int64)
         for p, stack in enumerate(stacks):
             for height, b in enumerate(stack): out[b] = p, height
         return out
 
-    def _move(self, stacks, f, t):
-        if f == t or not stacks[f]: return stacks
-        new = list(stacks)
-        new[f], new[t] = stacks[f][:-1], stacks[t] + stacks[f][-1:]
-        return tuple(new)
+    def one_hot(self, position: np.ndarray) -> np.ndarray:
+        "int [..., blocks, 2] -> float32 [..., blocks, places + blocks]."
+        p = np.rint(np.asarray(position)).astype(np.int64)
+        place, height = p[..., 0], p[..., 1]
+        hot = np.eye(self.places)[place], np.eye(self.blocks)[height]
+        return np.concatenate(hot, -1).astype(np.float32)
+
+    def positions(self, one_hot: np.ndarray) -> np.ndarray:
+        "[..., blocks, places + blocks], blurred or not -> int64 [..., blocks, 2]."
+        x = np.asarray(one_hot)
+        if x.shape[-2:] != (self.blocks, self.places + self.blocks):
+            raise ValueError(f'one_hot must end in [{self.blocks}, {self.places} + '
+                             f'{self.blocks}], got {list(x.shape)}')
+        place, height = x[..., :self.places], x[..., self.places:]
+        return np.stack([place.argmax(-1), height.argmax(-1)], -1)
+
+    def key(self, position: np.ndarray) -> np.ndarray:
+        "int [..., blocks, 2] -> int64 [...]: one number for each set of positions."
+        side = self.blocks + self.places + 2
+        cell = (position[..., 0] + 1) * side + position[..., 1] + 1
+        return (cell * (side * side) ** np.arange(self.blocks)).sum(-1)
 
 # %% ../nbs/04_envs.ipynb #3b1a383e
-@patch
-def index(self: BlockTable,
-    position: np.ndarray,  # [..., blocks, 2]: place and height, rounded to whole numbers
-) -> np.ndarray:           # int [...]: the arrangement, -1 where there is none (blocks in one cell, or in the air)
-    "Which arrangement a set of positions is."
-    side, p = self.blocks + self.places + 2, np.rint(np.asarray(position)).astype(np.int64)
-    code = lambda q: (((q[..., 0] + 1) * side + q[..., 1] + 1) * (side * side) ** np.arange(self.blocks)).sum(-1)
-    if not hasattr(self, '_codes'): self._order = np.argsort(code(self.position)); self._codes = code(self.position)[self._order]
-    at = np.searchsorted(self._codes, code(p)).clip(max=len(self) - 1)
-    inside = ((p >= 0) & (p < max(self.blocks, self.places))).all((-1, -2))
-    return np.where(inside & (self._codes[at] == code(p)), self._order[at], -1)
+class BlockTable(BlockCode):
+    "Every arrangement and every move (source * places + to), with exact distances."
+    def __init__(self, blocks: int = 4, places: int = 4):
+        check_count(blocks, 'blocks', 1, 5), check_count(places, 'places', 2, 5)
+        super().__init__(blocks, places); self.stacks = stackings(blocks, places)
+        number, each = {s: i for i, s in enumerate(self.stacks)}, range(places)
+        self.next = np.array([[number[after_move(s, f, t)] for f in each for t in each]
+                              for s in self.stacks])           # int [S, places²]
+        self.position = np.stack([self.place(s) for s in self.stacks])  # [S, blocks, 2]
+        self._keys = self.key(self.position)
+        self._order = np.argsort(self._keys)
 
-@patch
-def distance(self: BlockTable,
-    target: np.ndarray,  # bool [S]: arrangements that will do
-) -> np.ndarray:         # int [S]: fewest moves to one of them
-    "The exact planner: breadth-first search backwards over the whole table."
-    if not np.any(target): raise ValueError('no arrangement is a target')
-    far = np.where(target, 0, FAR)
-    for d in range(1, FAR):
-        better = (far[self.next].min(1) == d - 1) & (far > d)
-        if not better.any(): return far
-        far[better] = d
+    def __len__(self): return len(self.stacks)
 
-# %% ../nbs/04_envs.ipynb #b689e448
-@patch
-def one_hot(self: BlockTable,
-    position: np.ndarray,  # int [..., blocks, 2]
-) -> np.ndarray:           # float32 [..., blocks, places + blocks]: which place, then which height
-    "Positions as one-hot vectors."
-    p = np.rint(np.asarray(position)).astype(np.int64)
-    return np.concatenate([np.eye(self.places, dtype=np.float32)[p[..., 0]], np.eye(self.blocks, dtype=np.float32)[p[..., 1]]], -1)
+    def index(self, position: np.ndarray) -> np.ndarray:
+        "[..., blocks, 2], rounded -> int [...]: the arrangement; -1 if there is none."
+        p = np.rint(np.asarray(position)).astype(np.int64)
+        inside = ((p >= 0) & (p < max(self.blocks, self.places))).all((-1, -2))
+        keys, sorted_keys = self.key(p), self._keys[self._order]
+        at = np.searchsorted(sorted_keys, keys).clip(max=len(self) - 1)
+        return np.where(inside & (sorted_keys[at] == keys), self._order[at], -1)
 
-@patch
-def positions(self: BlockTable,
-    one_hot: np.ndarray,  # [..., blocks, places + blocks]
-) -> np.ndarray:          # int64 [..., blocks, 2]
-    "The positions that one-hot vectors, or blurred ones, are nearest to."
-    x = np.asarray(one_hot)
-    if x.shape[-2:] != (self.blocks, self.places + self.blocks): raise ValueError(f'one_hot must end in [{self.blocks}, {self.places} + {self.blocks}], got {list(x.shape)}')
-    return np.stack([x[..., :self.places].argmax(-1), x[..., self.places:].argmax(-1)], -1)
+    def distance(self, target: np.ndarray) -> np.ndarray:
+        "The exact planner: accepted ones bool [S] -> fewest moves to one, int [S]."
+        if not np.any(target): raise ValueError('no arrangement is a target')
+        far, d = np.where(target, 0, FAR), 0
+        while (near := (far[self.next].min(1) == d) & (far > d + 1)).any():
+            d += 1
+            far[near] = d
+        return far
 
-# %% ../nbs/04_envs.ipynb #0420a699
-@patch
-def tower(self: BlockTable,
-    order: Sequence = None,  # blocks from the table up; None: any order
-) -> np.ndarray:             # bool [S]
-    "Arrangements that are one tower of all blocks."
-    one = np.array([any(len(stack) == self.blocks and (order is None or stack == tuple(order)) for stack in s) for s in self.stacks])
-    if not one.any(): raise ValueError(f'order must name every block of 0..{self.blocks - 1} once, got {order}')
-    return one
+    def tower(self, order: Sequence = None) -> np.ndarray:
+        "bool [S]: one tower of all blocks; `order` names them from the table up."
+        full = [max(s, key=len) for s in self.stacks]
+        want = None if order is None else tuple(order)
+        one = [len(t) == self.blocks and want in (None, t) for t in full]
+        if not any(one):
+            raise ValueError('order must name every block of '
+                             f'0..{self.blocks - 1} once, got {order}')
+        return np.array(one)
 
-@patch
-def match(self: BlockTable,
-    reference: int,  # an arrangement
-) -> np.ndarray:     # bool [S]
-    "That arrangement alone."
-    return np.arange(len(self)) == reference
+    def match(self, reference: int) -> np.ndarray:
+        "bool [S]: that arrangement alone."
+        S = len(self)
+        return np.arange(S) == check_count(reference, 'reference', 0, S - 1)
 
 # %% ../nbs/04_envs.ipynb #e6a822ab
 class BlockStacking(gym.Env):
-    """Blocks on a table as a gymnasium environment: observation float32 [blocks, 2] (place, height), actions from * places + to.
+    """Blocks on a table as a gymnasium environment.
 
-    `reset(seed, options=dict(target=bool [S], start=arrangement))` sets the task; default is any tower from a uniformly random start, which may be one already (the first move then ends the episode or breaks the tower). The reward is 1, and the episode ends, when the arrangement is one of the targets."""
+    Observations are float32 [blocks, 2] (place, height), actions source * places + to.
+    `reset(seed, options=dict(target=bool [S], start=arrangement))` sets the task; by
+    default any tower from a uniformly random start, which may be one already (the first
+    move then ends the episode or breaks it). At a target the reward is 1, and the end.
+    Raises `ValueError` for moves and starts there are none of."""
     metadata = dict(render_modes=['rgb_array'])
 
     def __init__(self, blocks: int = 4, places: int = 4, render_mode: str = None):
         self.table, self.render_mode = BlockTable(blocks, places), render_mode
-        self.observation_space = gym.spaces.Box(0, max(blocks, places) - 1, (blocks, 2), np.float32)
+        high = max(blocks, places) - 1
+        self.observation_space = gym.spaces.Box(0, high, (blocks, 2), np.float32)
         self.action_space = gym.spaces.Discrete(places * places)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        options = options or {}
+        options, S = check_options(options, ('target', 'start')), len(self.table)
         self.target = np.asarray(options.get('target', self.table.tower()))
-        self.at = int(options.get('start', self.np_random.integers(len(self.table))))
-        return self._obs(), dict(fewest_moves=int(self.table.distance(self.target)[self.at]))
-
-    def _obs(self): return self.table.position[self.at].astype(np.float32)
+        if self.target.shape != (S,):
+            raise ValueError(f'target must be bool [{S}], got {self.target.shape}')
+        start = options.get('start', self.np_random.integers(S))
+        self.at = check_count(start, 'start', 0, S - 1)
+        fewest = self.table.distance(self.target)[self.at]
+        return self._observation(), dict(fewest_moves=int(fewest))
 
     def step(self, action):
-        self.at = int(self.table.next[self.at, int(action)])
+        move = check_count(action, 'a move', 0, int(self.action_space.n) - 1)
+        self.at = int(self.table.next[self.at, move])
         done = bool(self.target[self.at])
-        return self._obs(), float(done), done, False, {}
+        return self._observation(), float(done), done, False, {}
+
+    def _observation(self): return self.table.position[self.at].astype(np.float32)
 
     def render(self):
         from ldp_tut.viz import draw_blocks
-        return np.asarray(draw_blocks(self._obs(), self.table.places))
+        return np.asarray(draw_blocks(self._observation(), self.table.places))
 
-if 'ldp_tut/BlockStacking-v0' not in gym.registry: gym.register('ldp_tut/BlockStacking-v0', entry_point='ldp_tut.envs:BlockStacking', max_episode_steps=24)
+if 'ldp_tut/BlockStacking-v0' not in gym.registry:
+    gym.register('ldp_tut/BlockStacking-v0', entry_point='ldp_tut.envs:BlockStacking',
+                 max_episode_steps=24)
 
 # %% ../nbs/04_envs.ipynb #4766033b
 def optimal_steps(

@@ -109,7 +109,7 @@ def test_bad_worlds_are_refused():
     cells, pose = read_grid(_reset('MiniGrid-FourRooms-v0'))
     box = cells.clone(); box[5, 5, 0] = 7
     with pytest.raises(ValueError, match='no rule for objects'): GridTwin(box[None], pose[None])
-    with pytest.raises(ValueError, match='one goal'): goal_cell(torch.ones(2, 5, 5, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match='exactly one goal'): goal_cell(torch.ones(2, 5, 5, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match='exactly one agent'): split_agent(cells[None])
     assert torch.equal(split_agent(paint_agent(cells[None], pose[None]))[0], pose)
 
@@ -174,6 +174,49 @@ def test_a_reached_goal_stays_where_it_is_and_goes_on_paying():
     assert total > 50
 
 
+@pytest.mark.parametrize('name', ['umaze', 'medium'])
+def test_a_goal_that_is_asked_for_is_the_goal(name):
+    "For that episode: it pays there, the ball starts where it is told to, and the next reset has the task's goal again."
+    env = PointMaze(name); cells = env.map.cells
+    goal, start = next(c for c in cells if c != env.task.goal_cell), cells[-2]
+    state, _ = env.reset(seed=0, options=dict(goal_cell=goal, reset_cell=np.array(start)))
+    centre = env.map.centre[cells.index(goal)]
+    assert (env.goal == centre).all() and (env.unwrapped.goal == centre).all() and np.abs(state[:2] - env.map.centre[cells.index(start)]).max() <= .1 + 1e-6
+    there, _ = env.reset(seed=0, options=dict(goal_cell=goal, reset_cell=goal))
+    assert env.step(np.zeros(2, np.float32))[1] == 1
+    env.reset(seed=0)
+    assert env.map.cells[env.map.nearest(env.goal)] == env.task.goal_cell
+
+
+@pytest.mark.parametrize('options, match', [(dict(goal_cell=(0, 0)), r'goal_cell \(0, 0\) is a wall'), (dict(reset_cell=(99, 1)), 'outside the maze'), (dict(goal_cell=(1.5, 1)), 'two integers'),
+                                            (dict(goal_cell=3), 'two integers'), (dict(goal_cell=(-1, 1)), 'two integers'), (dict(goal=(1, 1)), 'knows the options goal_cell, reset_cell')])
+def test_goals_and_starts_that_there_are_not_are_refused(options, match):
+    with pytest.raises(ValueError, match=match): PointMaze('umaze').reset(options=options)
+
+
+@pytest.mark.parametrize('force', [[np.nan, 0.], [0., np.inf], [1.], 0., [0., 0., 0.]])
+def test_forces_that_are_none_are_refused(force):
+    env = PointMaze('umaze'); env.reset(seed=0)
+    with pytest.raises(ValueError, match='two finite numbers'): env.step(np.array(force))
+    assert np.isfinite(env.step(np.array([1, -1]))[0]).all()  # integers are numbers, too, and the world is unharmed
+
+
+def test_a_maze_leaves_no_file_behind(tmp_path, monkeypatch):
+    "gymnasium-robotics writes one for each; where it writes is wherever temporary files go."
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    many = point_mazes('umaze', 3); many.reset(seed=0); many.close()
+    make_env('PointMaze_UMaze-v3').close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('env_id', ['MiniGrid-Empty-5x5-v0', 'CartPole-v1', 'ldp_tut/BlockStacking-v0'])
+def test_a_render_mode_may_be_named(env_id):
+    for how in (dict(render_mode='rgb_array'), dict(render=True)):
+        env = make_env(env_id, **how); env.reset(seed=0)
+        assert env.render_mode == 'rgb_array' and np.asarray(env.render()).ndim == 3
+    assert make_env(env_id, render_mode=None).render_mode is None
+
+
 def test_maze_distances_are_those_of_a_graph_search():
     maze = PointMaze('medium').map
     d = maze.distance
@@ -224,8 +267,13 @@ def test_block_stacking_is_a_gymnasium_environment():
     for n in range(info['fewest_moves']):
         obs, reward, done, *_ = env.step(far[table.next[env.unwrapped.at]].argmin())
         assert done == (n + 1 == info['fewest_moves']) and reward == done
+    for move in (-1, 16, 2.5, None):
+        with pytest.raises(ValueError, match=r'a move must be an integer in 0\.\.15'): env.unwrapped.step(move)
+    assert env.unwrapped.step(np.int64(0))[0].shape == (4, 2)
+    for options, match in ((dict(start=-1), 'start must'), (dict(start=float('nan')), 'start must'), (dict(start=840), 'start must'), (dict(target=np.ones(3, bool)), r'bool \[840\]'), (dict(goal=1), 'target, start')):
+        with pytest.raises(ValueError, match=match): env.reset(options=options)
     with pytest.raises(ValueError, match='every block'): table.tower([0, 0, 1, 2])
-    with pytest.raises(ValueError, match='1 to 5 blocks'): BlockStacking(9)
+    with pytest.raises(ValueError, match=r'blocks must be an integer in 1\.\.5'): BlockStacking(9)
     with pytest.raises(ValueError, match='no arrangement'): table.distance(np.zeros(len(table), bool))
 
 
