@@ -245,20 +245,6 @@ def test_without_normalisation_a_token_depends_on_its_neighbours_alone():
         assert bool((reach_of(net, 128, 0) > 0).all()) == whole
 
 
-def test_a_run_goes_on_with_its_own_data_only(tmp_path):
-    "Other numbers, another cut, other lengths or another model: refused by name, and the file is left as it was."
-    path, train = tmp_path / 'run.safetensors', TrainConfig(steps=2, warmup=1)
-    def go(seed=0, stride=2, tokens=(8, 8), batch=4, **c):
-        config = DiffuserConfig(**(dict(state_dim=4, action_dim=2, stride=stride, goal_dims=2, width=8, mults=(1, 1)) | c))
-        return train_diffuser(Slices(line(20, seed=seed), stride), config, tokens, train, batch, path, 'cpu', False)
-    first, before = go(), path.read_bytes()
-    again = go()                                              # the same: nothing to do
-    assert torch.equal(first.normaliser.scale, again.normaliser.scale)
-    for change, name in ((dict(seed=1), 'data'), (dict(tokens=(8, 16)), 'tokens'), (dict(batch=8), 'batch'), (dict(shift=1.), 'model.shift')):
-        with pytest.raises(CheckpointError, match=name): go(**change)
-    assert path.read_bytes() == before
-
-
 @pytest.mark.parametrize('change, match', [(dict(config=None), 'no configuration'), (dict(config=dict(action_dim=2)), 'no usable configuration'), (dict(kind='agent'), 'not a Diffuser'),
                                            (dict(config=dict(state_dim=4, action_dim=2, attention=8)), 'newer version: this one does not know attention'),
                                            (dict(config=dict(state_dim=-4, action_dim=2)), 'no usable configuration'), (dict(config=dict(state_dim=4, action_dim=3)), 'other weights')])
