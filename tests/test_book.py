@@ -313,10 +313,12 @@ def test_the_site_builds_and_can_be_searched(tab, tmp_path):
         shutil.copy2(ROOT / name, tmp_path / name, follow_symlinks=False)
     run = subprocess.run(['nbdev-docs', '--symlinks'], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    made = tmp_path / '_docs'
-    serve = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(http.server.SimpleHTTPRequestHandler, directory=made))
+    made = tmp_path / 'www' / 'ldp_tut'  # where it stands on its host: the page for what is not found names this folder
+    made.parent.mkdir()
+    (tmp_path / '_docs').rename(made)
+    serve = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(http.server.SimpleHTTPRequestHandler, directory=made.parent))
     threading.Thread(target=serve.serve_forever, daemon=True).start()
-    home = f'http://127.0.0.1:{serve.server_port}/'
+    home = f'http://127.0.0.1:{serve.server_port}/ldp_tut/'
     names = sorted(p.name for p in made.glob('*.html'))
     text = {n: (made / n).read_text() for n in names}
     places = {n: set(re.findall(r'\bid="([^"]*)"', t)) for n, t in text.items()}
