@@ -34,14 +34,17 @@ def check_count(
     try: count = None if isinstance(value, bool) else operator.index(value)
     except TypeError: count = None
     if count is None or count < low or (high is not None and count > high):
-        raise ValueError(f'{name} must be an integer {bounds}, got {value if isinstance(value, numbers.Real) else repr(value)}')
+        raise ValueError(f'{name} must be an integer {bounds}, got '
+                         f'{value if isinstance(value, numbers.Real) else repr(value)}')
     return count
 
 def check_finite(
     value,       # a real number of Python or numpy, or a tensor of them
     name: str,   # what the caller calls it
 ):               # the same, a Python float or the tensor
-    "Raise `TypeError` unless this is a number, `ValueError` if it is NaN or infinite: one such number spoils everything it touches."
+    """Raise `TypeError` unless this is a number, `ValueError` if it is NaN or infinite.
+
+    One such number spoils everything it touches, in silence."""
     if isinstance(value, torch.Tensor):
         if not value.isfinite().all(): raise ValueError(f'{name} must be finite, and holds NaN or infinity')
         return value
@@ -60,7 +63,8 @@ def check_between(
     number = check_finite(value, name)
     above = number >= low if ends[0] == '[' else number > low
     below = number <= high if ends[1] == ']' else number < high
-    if not (above and below): raise ValueError(f'{name} must be in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value}{why and ": " + why}')
+    if not (above and below):
+        raise ValueError(f'{name} must be in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value}{why and ": " + why}')
     return number
 
 def check_positive(
@@ -87,25 +91,63 @@ def as_floats(
     value,          # a tensor, a numpy array or nested lists: float64, float16, integers, uint8, bool
     name: str,      # what the caller calls it
 ) -> torch.Tensor:  # float32, on the device it was on
-    """The one conversion of this book: whatever numbers come in, float32 tensors go on; nothing is rescaled (a pixel of 255 becomes 255.).
+    """The one conversion of this book: whatever numbers come in, float32 tensors go on.
 
-    Raises `TypeError` for what is not numbers and `ValueError` for NaN and infinity."""
+    Nothing is rescaled: a pixel of 255 becomes 255.0. Raises `TypeError` for what is not numbers and `ValueError` for
+    NaN and infinity."""
     try: x = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f'{name} must hold numbers of one shape, got {type(value).__name__}') from e
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f'{name} must hold numbers of one shape, got {type(value).__name__}') from e
     if x.dtype.is_complex: raise TypeError(f'{name} must hold real numbers, got {x.dtype}')
     return check_finite(x.float(), name)
 
-# %% ../nbs/00_notation.ipynb #6bd7b6d5
-def _sizes(H, K, M):
-    return check_count(H, 'H'), check_count(K, 'K'), check_count(M, 'M')
+# %% ../nbs/00_notation.ipynb #c0ec4a12
+def _sizes(H, K, M): return check_count(H, 'H'), check_count(K, 'K'), check_count(M, 'M')
 
 def _ramp_ends(start, stop):
     if start.shape != stop.shape or start.ndim != 1:
-        raise ValueError('start and stop must be [H], one number per token, '
-                         f'got {list(start.shape)} and {list(stop.shape)}')
-    check_finite(start, 'start'); check_finite(stop, 'stop')
+        raise ValueError(f'start and stop must be [H], one number per token, got {list(start.shape)} and '
+                         f'{list(stop.shape)}')
+    check_finite(start, 'start')
+    check_finite(stop, 'stop')
     if not (stop > start).all(): raise ValueError('every token must stop after it starts')
 
+def _a_board(board, axes=(2,)):
+    if not isinstance(board, torch.Tensor):
+        raise TypeError(f'board must be an integer tensor [M+1, H], got {type(board).__name__}')
+    if board.ndim not in axes: raise ValueError(f'board must be [M+1, H], got {list(board.shape)}')
+
+def _integer_rows(board):
+    if not isinstance(board, torch.Tensor) or board.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f'a board is an integer tensor [M+1, H], got {getattr(board, "dtype", type(board).__name__)}')
+    if board.ndim not in (2, 3) or len(board) < 2:
+        raise ValueError(f'a board has shape [M+1, H] with M >= 1, got {list(board.shape)}')
+
+def _columns(columns, H):
+    "Column numbers, from a count on the left, numbers, or a mask."
+    columns = torch.as_tensor(columns)
+    if columns.ndim == 0: return range(check_count(columns.item(), 'columns', 0, H))
+    if columns.dtype == torch.bool:
+        if columns.shape != (H,): raise ValueError(f'a mask of columns must be [H] = [{H}], got {list(columns.shape)}')
+        return columns.nonzero()[:, 0].tolist()
+    columns = columns.reshape(-1).tolist()
+    for j in columns:
+        if j != int(j) or not -H <= j < H: raise ValueError(f'cannot pin column {j} of a board of {H} columns')
+    return [int(j) for j in columns]
+
+def _shares(alpha_bar):
+    check_finite(check_floats(alpha_bar, 'alpha_bar', 'of any shape'), 'alpha_bar')
+    if (alpha_bar <= 0).any() or (alpha_bar > 1).any():
+        low, high = float(alpha_bar.min()), float(alpha_bar.max())
+        raise ValueError(f'alpha_bar is a share of variance in (0, 1], got {low:.3g}..{high:.3g}')
+
+def _one_of(value, names, name):
+    if value not in names: raise ValueError(f'{name}={value!r}: expected one of {", ".join(names)}')
+
+def _plain_name(name):
+    if Path(name).name != name: raise ValueError(f'name must be a plain file name, got {name!r}')
+
+# %% ../nbs/00_notation.ipynb #6bd7b6d5
 def ramp(
     start: torch.Tensor,  # float [H]: iteration at which each token begins to denoise
     stop: torch.Tensor,   # float [H]: iteration at which it is clean
@@ -122,11 +164,6 @@ def ramp(
     return (K * (1 - done)).round().long()
 
 # %% ../nbs/00_notation.ipynb #044ed1b9
-def _two_axes(board):
-    if not isinstance(board, torch.Tensor) or board.ndim != 2:
-        got = list(getattr(board, 'shape', [])) or type(board).__name__
-        raise ValueError(f'board must be an integer tensor [M+1, H], got {got}')
-
 def draw_board(
     board: torch.Tensor,  # int64 [M+1, H]
     ax=None,              # matplotlib axes; default a new figure
@@ -134,7 +171,7 @@ def draw_board(
 ):                        # the axes
     "A board as shades: columns are environment time, rows iterations, dark is noise."
     import matplotlib.pyplot as plt
-    _two_axes(board)
+    _a_board(board)
     ax = ax or plt.subplots(figsize=(2.2, 2.2))[1]
     ax.imshow(board, cmap='cividis_r', vmin=0, aspect='auto', interpolation='nearest')
     ax.set(title=title, xlabel='token (now → future)', ylabel='iteration ↓',
@@ -174,7 +211,7 @@ def autoregressive_board(
 def pyramid_board(H: int, K: int, M: int,
     lead: float = 0.5,  # share of the iterations by which the last token lags the first
 ) -> torch.Tensor:      # int64 [M+1, H]
-    "Near tokens lead, far ones follow: the slope of Diffusion Forcing's pyramid scheme."
+    "Near tokens lead, far ones follow: the slope of Diffusion Forcing's pyramid."
     H, K, M = _sizes(H, K, M)
     return _lagged(torch.linspace(0, 1, H) if H > 1 else torch.zeros(1), K, M, lead)
 
@@ -208,32 +245,14 @@ def trapezoid_board(H: int, K: int, M: int,
     return _lagged(depth / depth.max().clamp(min=1), K, M, lead)
 
 # %% ../nbs/00_notation.ipynb #f7b57434
-BOARDS = dict(full=full_board, autoregressive=autoregressive_board, pyramid=pyramid_board,
-              far_first=far_first_board, ends_first=ends_first_board, trapezoid=trapezoid_board)
+BOARDS = dict(
+    full=full_board, autoregressive=autoregressive_board, pyramid=pyramid_board,
+    far_first=far_first_board, ends_first=ends_first_board, trapezoid=trapezoid_board)
 
 # %% ../nbs/00_notation.ipynb #ec136d80
-def _a_board(board, axes=(2,)):
-    if not isinstance(board, torch.Tensor) or board.ndim not in axes:
-        got = list(getattr(board, 'shape', [])) or type(board).__name__
-        raise TypeError(f'board must be an integer tensor [M+1, H], got {got}')
-
-def _columns(columns, H):
-    "Column numbers, from a count on the left, numbers, or a mask."
-    columns = torch.as_tensor(columns)
-    if columns.ndim == 0: return range(check_count(columns.item(), 'columns', 0, H))
-    if columns.dtype == torch.bool:
-        if columns.shape != (H,):
-            raise ValueError(f'a mask of columns must be [H] = [{H}], got {list(columns.shape)}')
-        return columns.nonzero()[:, 0].tolist()
-    columns = columns.reshape(-1).tolist()
-    for j in columns:
-        if j != int(j) or not -H <= j < H:
-            raise ValueError(f'cannot pin column {j} of a board of {H} columns')
-    return [int(j) for j in columns]
-
 def pin(
     board: torch.Tensor,  # int64 [M+1, H] or [M+1, B, H]
-    columns,              # to hold clean: so many on the left, or numbers, or a mask [H]
+    columns,              # to hold clean: a number on the left, a list, or a mask [H]
 ) -> torch.Tensor:        # int64, like board
     """Hold columns at level 0 throughout: context tokens, goals to in-paint.
 
@@ -253,13 +272,6 @@ def context_board(
     return torch.cat([board.new_zeros(len(board), context), board], 1)
 
 # %% ../nbs/00_notation.ipynb #eae9fed5
-def _board_of_integers(board):
-    if not isinstance(board, torch.Tensor) or board.dtype not in (torch.int64, torch.int32):
-        got = getattr(board, 'dtype', type(board).__name__)
-        raise TypeError(f'a board is an integer tensor [M+1, H], got {got}')
-    if board.ndim not in (2, 3) or len(board) < 2:
-        raise ValueError(f'a board has shape [M+1, H] with M >= 1, got {list(board.shape)}')
-
 def check_board(
     board: torch.Tensor,  # int64 [M+1, H] or, one per sample, [M+1, B, H]
     K: int,               # trained levels
@@ -269,26 +281,21 @@ def check_board(
 
     It is one if it is integer, as wide as the plan, its levels lie in 0..K,
     never rise, and end clean."""
-    _board_of_integers(board)
+    _integer_rows(board)
     if H is not None and board.shape[-1] != H:
-        raise ValueError(f'this board is for {board.shape[-1]} tokens, the plan has {H}')
+        raise ValueError(
+            f'this board is for {board.shape[-1]} tokens, the plan has {H}')
     low, high = int(board.min()), int(board.max())
     if low < 0 or high > K:
         raise ValueError(f'levels must lie in 0..{K}, the board has {low}..{high}')
     if (board.diff(dim=0) > 0).any():
-        raise ValueError('a level rises from one iteration to the next; boards only fall')
+        raise ValueError('a level rises from one iteration to the next; boards only '
+                         'fall')
     if board[-1].any():
-        raise ValueError(f'the last row must be clean (all 0), got {board[-1].tolist()}')
+        raise ValueError(f'the last row must be clean, all 0, got {board[-1].tolist()}')
     return board
 
 # %% ../nbs/00_notation.ipynb #3722abf1
-def _shares(alpha_bar):
-    check_finite(check_floats(alpha_bar, 'alpha_bar', 'of any shape'), 'alpha_bar')
-    if (alpha_bar <= 0).any() or (alpha_bar > 1).any():
-        low, high = float(alpha_bar.min()), float(alpha_bar.max())
-        raise ValueError('alpha_bar is a share of variance in (0, 1], '
-                         f'got {low:.3g}..{high:.3g}')
-
 def edm_sigma(
     alpha_bar: torch.Tensor,  # share of signal variance, any shape
 ) -> torch.Tensor:            # EDM's noise level, like alpha_bar
@@ -308,34 +315,45 @@ def flow_time(
 # %% ../nbs/00_notation.ipynb #d3da969a
 @dataclass(frozen=True)
 class Budget:
-    "How much compute a chapter may spend: `smoke` proves that every cell runs, `cpu` convinces on two cores, `gpu` is for publishing."
+    """How much compute a chapter may spend.
+
+    `smoke` proves that every cell runs, `cpu` convinces on two cores, `gpu` is for
+    publishing."""
     name: str = 'cpu'
     NAMES = ('smoke', 'cpu', 'gpu')
 
-    def __post_init__(self):
-        if self.name not in self.NAMES: raise ValueError(f'LDP_BUDGET={self.name!r}: expected one of {", ".join(self.NAMES)}')
+    def __post_init__(self): _one_of(self.name, self.NAMES, 'LDP_BUDGET')
 
     @classmethod
     def current(cls):
-        "The budget named by the environment variable `LDP_BUDGET`, `cpu` when it is not set."
+        "The budget named by the environment variable `LDP_BUDGET`, or `cpu`."
         return cls(os.environ.get('LDP_BUDGET', 'cpu'))
 
     def pick(self, smoke, cpu, gpu=None):
         "The value for this budget; `gpu` falls back to `cpu`."
-        return {'smoke': smoke, 'cpu': cpu, 'gpu': cpu if gpu is None else gpu}[self.name]
+        return dict(smoke=smoke, cpu=cpu, gpu=cpu if gpu is None else gpu)[self.name]
 
 # %% ../nbs/00_notation.ipynb #dd23b6d6
 class Stamp:
-    "Says under a figure what it cost: `with Stamp(seed=0): ...` prints budget, seed, seconds and device."
-    def __init__(self, seed: int = None, device: str = 'CPU'): self.seed, self.device = seed, device
-    def __enter__(self): self.start = time.perf_counter(); return self
+    """Says under a figure what it cost.
+
+    `with Stamp(seed=0): ...` prints budget, seed, seconds and device."""
+    def __init__(self, seed: int = None, device: str = 'CPU'):
+        self.seed, self.device = seed, device
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+        return self
+
     def __exit__(self, kind, *_):
-        if kind is None: print(f'[{Budget.current().name} budget · seed {self.seed} · {time.perf_counter() - self.start:.0f} s · {self.device}]')
+        if kind is not None: return
+        budget, seconds = Budget.current().name, time.perf_counter() - self.start
+        print(f'[{budget} budget · seed {self.seed} · {seconds:.0f} s · {self.device}]')
 
 # %% ../nbs/00_notation.ipynb #74097812
 def asset(
     name: str,   # a file of the book
 ) -> Path:
     "Where a file that ships with the package lies."
-    if Path(name).name != name: raise ValueError(f'name must be a plain file name, got {name!r}')
+    _plain_name(name)
     return Path(str(files('ldp_tut'))) / 'assets' / name

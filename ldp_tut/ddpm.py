@@ -22,17 +22,53 @@ from torch import nn
 
 from .board import asset, check_between, check_board, check_count, check_finite, check_floats, check_positive
 
-# %% ../nbs/01_ddpm.ipynb #292319e8
+# %% ../nbs/01_ddpm.ipynb #d0074001
 def _check_alpha_bar(alpha_bar):
     check_finite(check_floats(alpha_bar, 'alpha_bar', '[K+1]'), 'alpha_bar')
     if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
-        raise ValueError(f'alpha_bar needs K+1 >= 2 entries, got {list(alpha_bar.shape)}')
-    if alpha_bar[0] != 1:
-        raise ValueError('alpha_bar[0] must be 1 (level 0 is clean), '
-                         f'got {float(alpha_bar[0])}')
+        raise ValueError(f'alpha_bar needs K+1 >= 2 entries, got shape {list(alpha_bar.shape)}')
+    if alpha_bar[0] != 1: raise ValueError(f'alpha_bar[0] must be 1 (level 0 is clean), got {float(alpha_bar[0])}')
     if (alpha_bar.diff() >= 0).any() or alpha_bar[-1] <= 0:
         raise ValueError('alpha_bar must fall strictly and stay above 0 (in float32)')
 
+def _check_betas(start, end):
+    if not 0 < start <= end < 1:
+        raise ValueError(f'betas must satisfy 0 < beta_start <= beta_end < 1, got {start} and {end}')
+
+def _not_negative(value, name):
+    if check_finite(value, name) < 0: raise ValueError(f'{name} must be 0 or more, got {value}')
+    return float(value)
+
+def _rising(start, end):
+    start, end = check_finite(start, 'start'), check_finite(end, 'end')
+    if not start < end: raise ValueError(f'a sigmoid needs start < end, got start={start}, end={end}')
+    return start, end
+
+def _target(name):
+    if name not in ('eps', 'x0', 'v'): raise ValueError(f"parametrisation must be 'eps', 'x0' or 'v', got {name!r}")
+
+def _numbers_of(x, dim):
+    if x.shape[-1] != dim:
+        raise ValueError(f'x has tokens of {x.shape[-1]} numbers, this denoiser was made for dim={dim}')
+
+def _no_label(label):
+    if label is not None: raise ValueError('this denoiser was made without classes, so it takes no label')
+
+def _something(state):
+    if state is None: raise ValueError('iterations is empty: `last` takes what `sample` returns, once')
+    return state
+
+def _some_seeds(seeds):
+    if not len(seeds): raise ValueError('seeds is empty: give one integer per sample')
+    return [operator.index(s) for s in seeds]
+
+def _two_samples(a, b):
+    for name, t in dict(a=a, b=b).items():
+        if t.ndim != 2 or len(t) < 2:
+            raise ValueError(f'{name} must be a sample [n, D] of at least two points, got {list(t.shape)}')
+    if a.shape[1] != b.shape[1]: raise ValueError(f'a has points of {a.shape[1]} numbers, b of {b.shape[1]}')
+
+# %% ../nbs/01_ddpm.ipynb #292319e8
 class NoiseSchedule(nn.Module):
     """The signal that survives at each of K+1 levels.
 
@@ -83,9 +119,7 @@ def linear_schedule(
 
     Made for K near 1000; with few levels raise `beta_end`."""
     K = check_count(K, 'K')
-    if not 0 < beta_start <= beta_end < 1:
-        raise ValueError('betas must satisfy 0 < beta_start <= beta_end < 1, '
-                         f'got {beta_start} and {beta_end}')
+    _check_betas(beta_start, beta_end)
     betas = torch.linspace(beta_start, beta_end, K, dtype=torch.float64)
     return _from_betas(betas, 'linear')
 
@@ -103,8 +137,7 @@ def cosine_schedule(
     s: float = 0.008,  # offset near the clean end
 ) -> NoiseSchedule:
     "Nichol and Dhariwal 2021, eq. 17: signal falls as a squared cosine."
-    K, s = check_count(K, 'K'), check_finite(s, 's')
-    if s < 0: raise ValueError(f's must be 0 or more, got {s}')
+    K, s = check_count(K, 'K'), _not_negative(s, 's')
     def curve(u): return torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
     return _from_curve(curve, K, 'cosine')
 
@@ -117,22 +150,21 @@ def sigmoid_schedule(
 ) -> NoiseSchedule:
     "Jabri et al. 2022: signal falls as a sigmoid."
     K, tau = check_count(K, 'K'), check_positive(tau, 'tau')
-    start, end = check_finite(start, 'start'), check_finite(end, 'end')
-    if not start < end:
-        raise ValueError(f'a sigmoid needs start < end, got start={start}, end={end}')
+    start, end = _rising(start, end)
     low, high = torch.tensor([start, end], dtype=torch.float64).div(tau).sigmoid()
     def curve(u):
         return (high - torch.sigmoid((u * (end - start) + start) / tau)) / (high - low)
     return _from_curve(curve, K, 'sigmoid')
 
-SCHEDULES = dict(linear=linear_schedule, cosine=cosine_schedule, sigmoid=sigmoid_schedule)
+SCHEDULES = dict(
+    linear=linear_schedule, cosine=cosine_schedule, sigmoid=sigmoid_schedule)
 
 # %% ../nbs/01_ddpm.ipynb #d335e559
 def shifted(
     schedule: NoiseSchedule,
     factor: float = 1.,  # noise amplitude, relative to the signal's, times this
 ) -> NoiseSchedule:
-    """A schedule whose sigma = sqrt((1 - alpha_bar) / alpha_bar) is `factor` times larger.
+    """A schedule whose sigma = sqrt((1 - alpha_bar) / alpha_bar) is multiplied.
 
     The signal-to-noise ratio of variances falls by factor² at every level
     (Hoogeboom et al. 2023, eq. 3)."""
@@ -191,9 +223,12 @@ def check_like(
     of: str = 'x',        # what the caller calls that
 ) -> torch.Tensor:        # value
     "Raise unless this is a tensor of the shape of x, on its device."
-    if not isinstance(value, torch.Tensor): raise TypeError(f'{name} must be a tensor like {of}, got {type(value).__name__}')
-    if value.shape != x.shape: raise ValueError(f'{name} {list(value.shape)} must have the shape of {of} {list(x.shape)}')
-    if value.device != x.device: raise ValueError(f'{name} is on {value.device} and {of} on {x.device}: move one of them')
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f'{name} must be a tensor like {of}, got {type(value).__name__}')
+    if value.shape != x.shape:
+        raise ValueError(f'{name} {list(value.shape)} must have the shape of {of} {list(x.shape)}')
+    if value.device != x.device:
+        raise ValueError(f'{name} is on {value.device} and {of} on {x.device}: move one of them')
     return value
 
 # %% ../nbs/01_ddpm.ipynb #51f7358d
@@ -211,10 +246,6 @@ def add_noise(
     return (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(x0.dtype)
 
 # %% ../nbs/01_ddpm.ipynb #ac00ec58
-def _target(name):
-    if name not in ('eps', 'x0', 'v'):
-        raise ValueError(f"parametrisation must be 'eps', 'x0' or 'v', got {name!r}")
-
 def convert(
     schedule: NoiseSchedule,
     x: torch.Tensor,      # x^k, [B, H, ...]
@@ -268,8 +299,8 @@ def min_snr_weight(
 ) -> torch.Tensor:          # float, like k
     """Weigh the x0 error by min(SNR, gamma) (Hang et al. 2023).
 
-    The weight is expressed for the predicted quantity. At level 0 the ratio is infinite;
-    that of level 1 stands in for it, and is clipped all the same."""
+    The weight is expressed for the predicted quantity. At level 0 the ratio is
+    infinite; that of level 1 stands in for it, and is clipped all the same."""
     k, gamma = check_levels(k, schedule.K), check_positive(gamma, 'gamma')
     snr = schedule.snr(k.clamp(min=1))
     return _weight_for(snr.clamp(max=gamma), snr, target)
@@ -302,20 +333,23 @@ def fused_snr_weight(
 
 # %% ../nbs/01_ddpm.ipynb #de0d81a7
 class PointDenoiser(nn.Module):
-    "A residual MLP over each token, with its level and (optionally) a class as context: enough for points and tiny images."
+    """A residual MLP over each token: enough for points and tiny images.
+
+    A token's level and (optionally) its class are added as context."""
     def __init__(self,
         dim: int = 2,       # numbers in a token
         width: int = 128,
         depth: int = 3,     # residual layers
         K: int = 100,       # trained levels
-        classes: int = 0,   # labels 0 .. classes-1; a missing label has its own embedding
+        classes: int = 0,   # labels 0 .. classes-1; "no label" has its own embedding
     ):
         super().__init__()
-        for name, value in dict(dim=dim, width=width, K=K).items():
-            if not isinstance(value, int) or value < 1: raise ValueError(f'{name} must be an integer of at least 1, got {value!r}')
+        for name, v in dict(dim=dim, width=width, K=K).items(): check_count(v, name)
         self.classes, self.level = classes, nn.Embedding(K + 1, width)
         self.enter, self.leave = nn.Linear(dim, width), nn.Linear(width, dim)
-        self.body = nn.ModuleList([nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU()) for _ in range(depth)])
+        self.body = nn.ModuleList([
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
+            for _ in range(depth)])
         if classes: self.context = nn.Embedding(classes + 1, width)
 
     def forward(self,
@@ -324,10 +358,12 @@ class PointDenoiser(nn.Module):
         times: torch.Tensor = None,  # ignored: a point has no place in time
         label: torch.Tensor = None,  # int64 [B]; -1, or None for all, means "no label"
     ) -> torch.Tensor:               # like x
-        if x.shape[-1] != self.enter.in_features: raise ValueError(f'x has tokens of {x.shape[-1]} numbers, this denoiser was made for dim={self.enter.in_features}')
+        _numbers_of(x, self.enter.in_features)
         h = self.enter(x) + self.level(k)
-        if self.classes: h = h + self.context(k.new_zeros(len(x)) if label is None else label + 1)[:, None]
-        elif label is not None: raise ValueError('this denoiser was made without classes, so it takes no label')
+        if self.classes:
+            row = k.new_zeros(len(x)) if label is None else label + 1
+            h = h + self.context(row)[:, None]
+        else: _no_label(label)
         for layer in self.body: h = h + layer(h)
         return self.leave(h)
 
@@ -340,39 +376,51 @@ def train_denoiser(
     steps: int = 2000,
     batch: int = 512,
     lr: float = 5e-3,          # peak; falls to 0 along a cosine
-    weight: Callable = None,   # (schedule, k, target) -> weight of each token, like k; default 1
+    weight: Callable = None,   # (schedule, k, target) -> weights like k; default 1
     seed: int = 0,
-    drop: float = 0.15,        # share of labels hidden, so that the network also learns the unconditional answer
+    drop: float = 0.15,        # share of labels hidden, to learn the answer without one
 ) -> list:                     # loss of each step
-    "The plainest loop that works: uniform levels, one level per token. Chapter 6 has the one for real models."
+    """The plainest loop that works: uniform levels, one level per token.
+
+    The chapter on training has the one for real models."""
     _target(target)
-    if steps < 1 or batch < 1: raise ValueError(f'steps and batch must be at least 1, got {steps} and {batch}')
+    steps, batch = check_count(steps, 'steps'), check_count(batch, 'batch')
     g, losses = torch.Generator().manual_seed(seed), []
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         x0 = draw(batch, g)
         x0, label = x0 if isinstance(x0, tuple) else (x0, None)
-        if label is not None: label = label.where(torch.rand(batch, generator=g) > drop, -torch.ones_like(label))
+        if label is not None:
+            label = label.where(torch.rand(batch, generator=g) > drop,
+                                -torch.ones_like(label))
         k = torch.randint(1, schedule.K + 1, x0.shape[:2], generator=g)
         x = add_noise(schedule, x0, k, torch.randn(x0.shape, generator=g))
-        error = (net(x, k, label=label) - convert(schedule, x, k, x0, 'x0', target)).pow(2)
-        loss = error.mean() if weight is None else (weight(schedule, k, target)[..., None] * error).mean()
-        optimiser.zero_grad(); loss.backward(); optimiser.step(); falling.step()
+        wanted = convert(schedule, x, k, x0, 'x0', target)
+        error = (net(x, k, label=label) - wanted).pow(2)
+        if weight is not None: error = weight(schedule, k, target)[..., None] * error
+        loss = error.mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        falling.step()
         losses.append(loss.item())
     return losses
 
 # %% ../nbs/01_ddpm.ipynb #cb0982cd
 def x0_denoiser(
-    net: nn.Module,              # a trained `PointDenoiser`, or anything called the same way
+    net: nn.Module,              # a `PointDenoiser`, or anything called the same way
     schedule: NoiseSchedule,
     target: str = 'v',           # what it was trained to predict
     label: torch.Tensor = None,  # int64 [B]
 ) -> Callable:                   # (x, k, times) -> x0 estimate, without gradients
-    "A network as the samplers want it. It keeps no gradients, so it is not for guides that differentiate the prediction."
+    """A network as the samplers want it.
+
+    It keeps no gradients, so it is not for guides that differentiate the prediction."""
     _target(target)
     @torch.no_grad()
-    def denoise(x, k, times=None): return convert(schedule, x, k, net(x, k, label=label), target, 'x0')
+    def denoise(x, k, times=None):
+        return convert(schedule, x, k, net(x, k, label=label), target, 'x0')
     return denoise
 
 # %% ../nbs/01_ddpm.ipynb #388b18ce
@@ -394,14 +442,15 @@ def _without_graph(prediction):
         return {name: _without_graph(v) for name, v in prediction.items()}
     if isinstance(prediction, tuple):
         parts = [_without_graph(v) for v in prediction]
-        return type(prediction)(*parts) if hasattr(prediction, '_fields') else tuple(parts)
+        named = hasattr(prediction, '_fields')
+        return type(prediction)(*parts) if named else tuple(parts)
     return prediction
 
 # %% ../nbs/01_ddpm.ipynb #a5e1f00e
 def _guided(denoise, guide, x, k, times):
     "The denoiser's prediction, and the guide's gradient at x."
     with torch.inference_mode(False), torch.enable_grad():
-        # tensors made in inference mode cannot take part in a gradient; their copies can
+        # tensors made in inference mode take no part in a gradient; their copies can
         leaf, k, times = x.detach().clone().requires_grad_(), k.clone(), times.clone()
         prediction = denoise(leaf, k, times)
         _x0(prediction, x)
@@ -451,18 +500,18 @@ def _never_below(k_to, k_from):
 def _check_noise(noise, need, x):
     "Noise for every draw, like x each."
     if noise is not None and len(noise) < need:
-        raise ValueError(f'noise must hold {need} draws like x (iterations × (2 × recurrences - 1)), got {len(noise)}')
+        raise ValueError(f'noise must hold {need} draws like x, iterations × (2 recurrences - 1), got {len(noise)}')
 
 # %% ../nbs/01_ddpm.ipynb #fd011aa3
 def sample_step(
-    denoise: Callable,       # (x, k, times) -> x0 estimate like x, or an object with `x0`
+    denoise: Callable,       # (x, k, times) -> x0 estimate, or an object with an `x0`
     x: torch.Tensor,         # vectors [B, H, D] or maps [B, H, C, rows, cols]
     k_from: torch.Tensor,    # int64 [B, H]: the level of each token now
     k_to: torch.Tensor,      # int64 [B, H]: the level wanted, never above k_from
     times: torch.Tensor,     # float [B, H]: offset of each token from now, in env steps
     *,
     schedule: NoiseSchedule,
-    guide: Callable = None,  # (x, k, times, prediction) -> gradient of a log-probability
+    guide: Callable = None,  # (x, k, times, prediction) -> gradient of a log-density
     eta: float = 0.,         # 0: DDIM, 1: DDPM's ancestral noise
     noise: torch.Tensor = None,  # standard normal like x; needed when eta > 0
     return_prediction: bool = False,
@@ -470,10 +519,11 @@ def sample_step(
     """The one step of every sampler here (Song et al. 2021, eq. 12, a level per token).
 
     A token whose level does not change is copied bit for bit. A guide moves the clean
-    estimate by (1 - alpha_bar) / sqrt(alpha_bar) times its gradient: classifier guidance
-    (Dhariwal and Nichol 2021) in x0 form. The denoiser is called in the precision of x,
-    half or double; the step is done in float32 at least, and comes back in x's. Raises on
-    shapes that do not match, levels out of range or rising, and noise that is missing."""
+    estimate by (1 - alpha_bar) / sqrt(alpha_bar) times its gradient: the x0 form of
+    classifier guidance (Dhariwal and Nichol 2021). The denoiser is called in the
+    precision of x, half or double; the step is done in float32 at least and comes back
+    in that of x. Raises on shapes that do not match, levels that rise, and missing
+    noise."""
     f, g = _check_step(x, k_from, k_to, times, schedule, eta, noise)
     a, b, k_from = schedule.alpha_bar[f], schedule.alpha_bar[g], k_from.long()
     if guide is None:
@@ -543,8 +593,8 @@ def sample(
             if r: x = renoise(schedule, x, then, now, draw(i - 1))
             with torch.set_grad_enabled(keep_graph and torch.is_grad_enabled()):
                 x, prediction = sample_step(
-                    denoise, x, now, then, times, schedule=schedule, guide=guide, eta=eta,
-                    noise=draw(i) if eta else None, return_prediction=True)
+                    denoise, x, now, then, times, schedule=schedule, guide=guide,
+                    eta=eta, noise=draw(i) if eta else None, return_prediction=True)
             if not keep_graph: prediction = _without_graph(prediction)
         yield Iteration(m + 1, x, prediction)
 
@@ -553,9 +603,7 @@ def last(iterations: Iterator) -> Iteration:
     "Run a sampler to its end and keep the final state only."
     state = None
     for state in iterations: pass
-    if state is None:
-        raise ValueError('iterations is empty: `last` takes what `sample` returns, once')
-    return state
+    return _something(state)
 
 def seeded_noise(
     seeds,             # one integer per sample
@@ -564,24 +612,26 @@ def seeded_noise(
     """Standard normal noise that depends only on each sample's own seed.
 
     So a sample is the same in a batch of 1 and of 64."""
-    if not len(seeds): raise ValueError('seeds is empty: give one integer per sample')
-    def one(seed): return torch.Generator().manual_seed(operator.index(seed))
-    return torch.stack([torch.randn(*shape, generator=one(s)) for s in seeds])
+    def one(seed):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.stack([one(seed) for seed in _some_seeds(seeds)])
 
 # %% ../nbs/01_ddpm.ipynb #7b78a531
 def energy_distance(
     a: torch.Tensor,  # [n, D] one sample
     b: torch.Tensor,  # [m, D] another
-) -> torch.Tensor:    # scalar, 0 when they come from one distribution (up to sampling error)
-    "Székely and Rizzo's two-sample distance, 2 E|a - b| - E|a - a'| - E|b - b'|, without bias. Raises `ValueError` for samples it cannot compare."
-    for name, t in dict(a=a, b=b).items():
-        if t.ndim != 2 or len(t) < 2: raise ValueError(f'{name} must be a sample [n, D] of at least two points, got {list(t.shape)}')
-    if a.shape[1] != b.shape[1]: raise ValueError(f'a has points of {a.shape[1]} numbers, b of {b.shape[1]}')
-    own = lambda x: torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+) -> torch.Tensor:    # scalar, 0 for one distribution (up to sampling error)
+    """Székely and Rizzo's distance, 2 E|a - b| - E|a - a'| - E|b - b'|, without bias.
+
+    Raises `ValueError` for samples it cannot compare."""
+    _two_samples(a, b)
+    def own(x): return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
     return 2 * torch.cdist(a, b).mean() - own(a) - own(b)
 
 # %% ../nbs/01_ddpm.ipynb #0590e036
 def digits() -> tuple:    # images float [1797, 8, 8] in [-1, 1], labels int64 [1797]
-    "UCI's optical recognition of handwritten digits, test set (Alpaydin and Kaynak 1998, CC BY 4.0); pixels 0..16 are scaled to [-1, 1]."
+    """UCI's handwritten digits, test set (Alpaydin and Kaynak 1998, CC BY 4.0).
+
+    Pixels 0..16 are scaled to [-1, 1]."""
     raw = load_file(asset('digits.safetensors'))
     return raw['images'].float() / 8 - 1, raw['labels'].long()

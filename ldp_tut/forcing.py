@@ -34,7 +34,8 @@ def _shape_of(config):
 
 def _facts(context):
     "A context [B, C, ...]: floats as they are, anything else by `as_floats`."
-    if not (isinstance(context, torch.Tensor) and context.dtype.is_floating_point): context = as_floats(context, 'context')
+    if not (isinstance(context, torch.Tensor) and context.dtype.is_floating_point):
+        context = as_floats(context, 'context')
     return check_tokens(context, 'context')
 
 # %% ../nbs/09_forcing.ipynb #3b269780
@@ -91,7 +92,8 @@ def attend(
 ) -> torch.Tensor:    # [B, T, heads * d]
     """Plain attention, written out on a CPU.
 
-    There the fused kernel is slower for a dozen tokens (the training chapter times it)."""
+    There the fused kernel is slower for a dozen tokens (the training chapter times
+    it)."""
     if q.device.type == 'cpu':
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         out = torch.softmax(scores if bias is None else scores + bias, -1) @ v
@@ -110,7 +112,7 @@ class Block(nn.Module):
         wide, back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.mlp = nn.Sequential(wide, nn.GELU(), back)
 
-    def forward(self, x, bias=None):  # bias: added to the attention scores, as in `attend`
+    def forward(self, x, bias=None):    # bias: added to the scores, as in `attend`
         qkv = self.qkv(self.norm1(x))
         q, k, v = rearrange(qkv, 'b t (n h d) -> n b h t d', n=3, h=self.heads)
         x = x + self.out1(attend(q, k, v, bias))
@@ -150,13 +152,17 @@ class TokenTrunk(nn.Module):
         self.token = nn.Linear(config.token_dim, W)
         self.level = nn.Sequential(nn.Linear(32, W), nn.GELU(), nn.Linear(W, W))
         self.time = nn.Sequential(nn.Linear(64, W), nn.GELU(), nn.Linear(W, W))
-        self.blocks = nn.ModuleList([Block(W, config.heads) for _ in range(config.depth)])
+        self.blocks = nn.ModuleList([Block(W, config.heads)
+                                     for _ in range(config.depth)])
         self.norm = nn.LayerNorm(W)
 
     def trunk(self, x, k, times):
-        "What the heads read, [B, H, width]. Raises `ValueError` for tokens of another size."
+        """What the heads read, [B, H, width].
+
+        Raises `ValueError` for tokens of another size."""
         _token_size(x, self.config.token_dim)
-        own = self.token.weight.dtype      # whatever comes in, a half network thinks in half
+        # whatever comes in, a half network thinks in half
+        own = self.token.weight.dtype
         level = fourier(k.float() / self.schedule.K, 32, 2., 0.05).to(own)
         time = fourier(times, 64, self.config.max_time).to(own)
         h = self.token(x.to(own)) + self.level(level) + self.time(time)
@@ -165,7 +171,9 @@ class TokenTrunk(nn.Module):
 
 # %% ../nbs/09_forcing.ipynb #a10157eb
 class TokenTransformer(TokenTrunk):
-    "A denoiser in which each token has its own level and its own time, and heads on its trunk."
+    """A denoiser in which each token has its own level and time.
+
+    With heads on its trunk."""
     def __init__(self,
         config: ForcingConfig = ForcingConfig(),
         schedule: NoiseSchedule = None,   # default cosine, of config.levels levels
@@ -185,7 +193,8 @@ class TokenTransformer(TokenTrunk):
         Raises `ValueError` for tokens of another size."""
         h, a = self.trunk(x, k, times), self.schedule.alpha_bar[k][..., None]
         x0 = a.sqrt() * x + (1 - a).sqrt() * self.x0(h)
-        return Prediction(x0.to(x.dtype), {name: head(h) for name, head in self.heads.items()})
+        return Prediction(x0.to(x.dtype),
+                          {name: head(h) for name, head in self.heads.items()})
 
 # %% ../nbs/09_forcing.ipynb #912246fd
 def forcing_loss(
@@ -202,9 +211,10 @@ def forcing_loss(
 
 # %% ../nbs/09_forcing.ipynb #867359fa
 def _roll_board(own, facts, level):
-    "The board of one more token: `level` for the model's own tokens in the context, 0 for facts."
+    "The board of one more token: own tokens in the context at `level`, facts at 0."
     context = torch.where(facts, 0, level).expand(len(own), -1).clone()
-    context[-1] = 0    # a board ends clean; what the context becomes in its last row is thrown away
+    # a board ends clean; what the context becomes there is thrown away
+    context[-1] = 0
     return torch.cat([context, own], 1)
 
 @torch.no_grad()
@@ -219,8 +229,8 @@ def rollout(
 ) -> torch.Tensor:            # [B, C + steps, ...], in the precision of the context
     """Token by token, each from the C before it, far past the horizon of training.
 
-    Shown at a level, the model's own tokens keep their values (Chen et al. 2024, who call it
-    stabilisation). Raises `ValueError` for a level that does not exist."""
+    Shown at a level, the model's own tokens keep their values (Chen et al. 2024, who
+    call it stabilisation). Raises `ValueError` for a level that does not exist."""
     context, steps = _facts(context), check_count(steps, 'steps')
     B, C, *token = context.shape
     stabilise = check_count(stabilise, 'stabilise, a noise level,', 0, model.schedule.K)

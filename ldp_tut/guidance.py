@@ -35,14 +35,15 @@ def _points_in_the_plane(x, k):
 class ClassifierGuide:
     """Push every token up the gradient of log p(y | x^k), x^k being the noisy sample.
 
-    (Dhariwal and Nichol 2021, algorithm 2; @eq-guide.) Tokens may be vectors or maps. The
-    log-probability is *summed* over the batch, so one sample's push does not depend on how
-    many others there are."""
+    (Dhariwal and Nichol 2021, algorithm 2; @eq-guide.) Tokens may be vectors or maps.
+    The log-probability is *summed* over the batch, so one sample's push does not depend
+    on how many others there are."""
     def __init__(self,
         log_prob: Callable,   # (x, k, times, prediction) -> [B, ...]
         scale: float = 1.,    # 1 samples the conditional; more is no tilted density
     ):
-        self.log_prob = check_callable(log_prob, 'log_prob', '(x, k, times, prediction)')
+        arguments = '(x, k, times, prediction)'
+        self.log_prob = check_callable(log_prob, 'log_prob', arguments)
         self.scale = check_finite(scale, 'scale')
 
     def __call__(self, x, k, times, prediction):
@@ -53,16 +54,18 @@ class ClassifierGuide:
 
 # %% ../nbs/03_guidance.ipynb #dd0e6b0e
 class ClassifierFree:
-    """A conditional and an unconditional denoiser, mixed by @eq-cfg (Ho and Salimans 2022).
+    """A conditional and an unconditional denoiser, mixed by @eq-cfg.
 
-    Used in place of `denoise`; it needs no guide. Tokens may be vectors or maps."""
+    (Ho and Salimans 2022.) Used in place of `denoise`; it needs no guide. Tokens may be
+    vectors or maps."""
     def __init__(self,
         conditional: Callable,    # (x, k, times) -> x0 estimate given what is wanted
         unconditional: Callable,  # (x, k, times) -> x0 estimate given nothing
         scale: float = 1.,        # 0 unconditional, 1 conditional, more exaggerates
     ):
-        self.conditional = check_callable(conditional, 'conditional', '(x, k, times)')
-        self.unconditional = check_callable(unconditional, 'unconditional', '(x, k, times)')
+        arguments = '(x, k, times)'
+        self.conditional = check_callable(conditional, 'conditional', arguments)
+        self.unconditional = check_callable(unconditional, 'unconditional', arguments)
         self.scale = check_finite(scale, 'scale')
 
     def __call__(self, x, k, times=None):
@@ -90,7 +93,8 @@ class GridDensity:
 
     def sample(self, n: int, generator: torch.Generator = None) -> torch.Tensor:
         "Points [n, 1, 2], uniform within their cell."
-        cell = torch.multinomial(self.p.flatten(), n, replacement=True, generator=generator)
+        cell = torch.multinomial(self.p.flatten(), n, replacement=True,
+                                 generator=generator)
         width, cells = self.side[1] - self.side[0], len(self.side)
         at = torch.stack([self.side[cell // cells], self.side[cell % cells]], -1)
         inside = torch.rand(n, 2, dtype=torch.float64, generator=generator) - 0.5
@@ -107,7 +111,8 @@ class GridDensity:
             e = -off ** 2 / (2 * (1 - a)).clamp(min=1e-9)
             return (e - e.max(-1, keepdim=True).values).exp()
         across, along = kernel(0), kernel(1)                       # [B, cells] each
-        rows = across @ self.p                                     # over the second axis
+        # over the second axis
+        rows = across @ self.p
         total = (rows * along).sum(-1).clamp(min=1e-300)
         first = ((across * self.side) @ self.p * along).sum(-1) / total
         second = (rows * along * self.side).sum(-1) / total
@@ -117,15 +122,16 @@ class GridDensity:
 class Limited:
     """A trust region: how far a guide may shift the clean estimate.
 
-    Given x^k of unit-variance data, x0 is known to within about sqrt(1 - alpha_bar). The
-    shift may not exceed `limit` of these standard deviations (root mean square over the
-    numbers of a token, vector or map), so one number carries across levels and tasks. A
-    large inner scale makes every push as long as the limit; a small one leaves weak guides
-    weak."""
+    Given x^k of unit-variance data, x0 is known to within about sqrt(1 - alpha_bar).
+    The shift may not exceed `limit` of these standard deviations (root mean square over
+    the numbers of a token, vector or map), so one number carries across levels and
+    tasks. A large inner scale makes every push as long as the limit; a small one leaves
+    weak guides weak."""
     def __init__(self, guide: Callable, schedule: NoiseSchedule, limit: float = 1.):
         self.guide = check_callable(guide, 'guide', '(x, k, times, prediction)')
         self.schedule = schedule
-        self.limit = check_positive(limit, 'limit', 'it counts posterior standard deviations')
+        why = 'it counts posterior standard deviations'
+        self.limit = check_positive(limit, 'limit', why)
 
     def __call__(self, x, k, times, prediction):
         gradient = self.guide(x, k, times, prediction)

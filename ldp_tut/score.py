@@ -1,4 +1,4 @@
-"""A denoiser is a compass. It points from where you are to where data is, and that arrow can be got in three ways, one of them without any data.
+"""A denoiser is a compass: it points to where data is. Its arrow can be got in three ways, one of them without data.
 
 Docs: https://ldp-tut.github.io/ldp_tut/score.html.md"""
 
@@ -41,15 +41,19 @@ def _plans_and_levels(x, k, H, D, K):
 
 def _falling_levels(levels, K):
     levels = [check_count(k, 'levels', 0) for k in levels]
-    if not levels or min(levels) < 1 or max(levels) > K: raise ValueError(f'levels must lie in 1..{K}, got {levels[:5]}…')
-    if any(b > a for a, b in zip(levels, levels[1:])): raise ValueError('levels must fall: annealing goes from noisy to clean')
+    if not levels or min(levels) < 1 or max(levels) > K:
+        raise ValueError(f'levels must lie in 1..{K}, got {levels[:5]}…')
+    if any(b > a for a, b in zip(levels, levels[1:])):
+        raise ValueError('levels must fall: annealing goes from noisy to clean')
     return levels
 
 def _from_level_one(k):
-    if int(k.min()) < 1: raise ValueError(f'levels k must be at least 1 to turn a denoiser into a score, got {int(k.min())}')
+    if int(k.min()) < 1:
+        raise ValueError(f'levels k must be at least 1 to turn a denoiser into a score, got {int(k.min())}')
 
 def _some_finite(cost):
-    if not torch.isfinite(cost).any(0).all(): raise ValueError('cost gave no finite number for some plan: check the simulator')
+    if not torch.isfinite(cost).any(0).all():
+        raise ValueError('cost gave no finite number for some plan: check the simulator')
 
 # %% ../nbs/02_score.ipynb #5c0ea151
 def _noised(x, alpha_bar, weights, means, covariances):
@@ -71,7 +75,7 @@ def _noised(x, alpha_bar, weights, means, covariances):
 
 # %% ../nbs/02_score.ipynb #56f611b1
 class MixtureComponents:
-    "Gaussians over plans [H, D], and what they say of plans with a noise level per token."
+    """Some Gaussians over plans [H, D], noised with a level per token."""
     def __init__(self,
         weights: torch.Tensor,      # [C], positive; normalised here
         means: torch.Tensor,        # [C, H, D]
@@ -80,8 +84,8 @@ class MixtureComponents:
     ):
         self.root = _check_mixture(weights, means, covariances)
         self.H, self.D, self.schedule = *means.shape[1:], schedule
-        self.weights, self.covariances = weights.double() / weights.sum(), covariances.double()
-        self.means = means.double().flatten(1)
+        self.weights = (weights / weights.sum()).double()
+        self.means, self.covariances = means.double().flatten(1), covariances.double()
 
     def only(self, *components: int):
         "The mixture of some components alone."
@@ -94,13 +98,15 @@ class MixtureComponents:
         n, size = check_count(n, 'n'), self.H * self.D
         c = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, size, 1, dtype=torch.float64, generator=generator)
-        return (self.means[c] + (self.root[c] @ noise)[..., 0]).view(n, self.H, self.D).float()
+        x = self.means[c] + (self.root[c] @ noise)[..., 0]
+        return x.view(n, self.H, self.D).float()
 
     def noised(self, x, k=None):
         "`_noised` for plans [B, H, D] at levels k [B, H]; default clean."
         k = _plans_and_levels(x, k, self.H, self.D, self.schedule.K)
         a = self.schedule.alpha_bar.double()[k].repeat_interleave(self.D, 1)
-        return _noised(x.double().flatten(1), a, self.weights, self.means, self.covariances)
+        x = x.double().flatten(1)
+        return _noised(x, a, self.weights, self.means, self.covariances)
 
 # %% ../nbs/02_score.ipynb #44d75737
 class GaussianMixture(MixtureComponents):
@@ -115,7 +121,7 @@ class GaussianMixture(MixtureComponents):
         return self.noised(x, k)[0].logsumexp(-1)
 
     def log_class(self, x, k=None) -> torch.Tensor:
-        "The exact noisy classifier: log-probability [B, C] of each component, given x^k."
+        "Exact noisy classifier: log-probability [B, C] of each component, given x^k."
         return self.noised(x, k)[0].log_softmax(-1)
 
     def score(self, x, k=None) -> torch.Tensor:
@@ -183,7 +189,7 @@ def annealed_langevin(
     schedule: NoiseSchedule,
     levels,                      # falling levels, from near K to 1 or more
     steps: int = 5,              # Langevin steps at each level
-    ratio: float = 0.3,          # step size as a share of the noise variance at the level
+    ratio: float = 0.3,          # step size as a share of the noise variance
     generator: torch.Generator = None,
 ) -> Iterator[tuple]:            # (level, x) after each level
     """Song and Ermon 2019, algorithm 1, in this book's variance-preserving form.
@@ -209,7 +215,7 @@ def flow_log_prob(
     x: torch.Tensor,          # clean, [B, H, ...]
     schedule: NoiseSchedule,
 ) -> torch.Tensor:            # float64 [B]
-    """Log-likelihood by the probability-flow ODE (Song et al. 2021), with an exact trace.
+    """Log-likelihood by the probability-flow ODE (Song et al. 2021), its trace exact.
 
     It is walked from level 1 up by DDIM's own step."""
     check_callable(denoise, 'denoise', '(x, k, times)')
@@ -228,9 +234,9 @@ def flow_log_prob(
 class ModelBasedDenoiser:
     """E[u | x^k] for plans in proportion to N(0, I) exp(-cost / temperature).
 
-    By importance sampling from a simulator (@eq-mbd; after Pan et al. 2024): no network and
-    no data. In the limit of many candidates it is exact; with few, and a small temperature,
-    the best guess takes all the weight."""
+    By importance sampling from a simulator (@eq-mbd; after Pan et al. 2024): no network
+    and no data. In the limit of many candidates it is exact; with few, and a small
+    temperature, the best guess takes all the weight."""
     def __init__(self,
         cost: Callable,            # plans [N, H, D] -> cost [N], any simulator
         schedule: NoiseSchedule,

@@ -95,7 +95,7 @@ BAD = [  # function, call, exception, words of the sentence
     ('ddpm.PointDenoiser', lambda: PointDenoiser(K=10)(X, K), ValueError, '4 numbers, .*dim=2'),
     ('ddpm.PointDenoiser', lambda: PointDenoiser(4, K=10)(X, K, label=K[:, 0]), ValueError, 'without classes'),
     ('ddpm.train_denoiser', lambda: ddpm.train_denoiser(PointDenoiser(4, K=10), None, S, 'noise'), ValueError, "got 'noise'"),
-    ('ddpm.train_denoiser', lambda: ddpm.train_denoiser(PointDenoiser(4, K=10), None, S, steps=0), ValueError, 'steps and batch .*got 0'),
+    ('ddpm.train_denoiser', lambda: ddpm.train_denoiser(PointDenoiser(4, K=10), None, S, steps=0), ValueError, 'steps must be .*got 0'),
     ('ddpm.x0_denoiser', lambda: ddpm.x0_denoiser(PointDenoiser(4, K=10), S, 'noise'), ValueError, "got 'noise'"),
     ('ddpm.sample_step', lambda: step(times=torch.zeros(3)), ValueError, r'times must be \[B, H\] = \[3, 2\], got \[3\]'),
     ('ddpm.sample_step', lambda: step(g=K + 1), ValueError, 'k_to is above k_from'),
