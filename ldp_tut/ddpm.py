@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .board import asset, check_between, check_board, check_count, check_finite, check_floats, check_positive
+from .board import asset, board_rows, check_between, check_board, check_count, check_finite, check_floats, check_positive
 
 # %% ../nbs/01_ddpm.ipynb #d0074001
 def _check_alpha_bar(alpha_bar):
@@ -480,18 +480,22 @@ def check_tokens(
     return x
 
 def _fit_together(x, board, times, schedule):
-    "x, a board for every sample and times for every token, or a clear error."
+    """A board for every sample, times for every token, and in which rows something moves; or a clear error.
+
+    What moves is asked once, of the host, so that a sampler on a GPU never waits for it."""
     check_tokens(x)
     if schedule.alpha_bar.device != x.device:
         raise ValueError(f'the schedule is on {schedule.alpha_bar.device} and x on {x.device}: move one of them')
     B, H = x.shape[:2]
-    check_board(board, schedule.K, H)
-    board = (board[:, None].expand(-1, B, -1) if board.ndim == 2 else board).long()
+    rows = board_rows(check_board(board, schedule.K, H))
+    moving = (rows[1:] != rows[:-1]).reshape(len(rows) - 1, -1).any(1)
+    board = board.long() if board.device == x.device else torch.tensor(rows, device=x.device)
+    if board.ndim == 2: board = board[:, None].expand(-1, B, -1)
     if board.shape[1] != B: raise ValueError(f'the board is for {board.shape[1]} samples, x has {B}')
     if times is None: times = torch.arange(H, dtype=torch.float32, device=x.device)
     if times.shape not in ((H,), (B, H), (1, H)):
         raise ValueError(f'times must be [H] = [{H}] or [B, H] = [{B}, {H}], got {list(times.shape)}')
-    return x, board, times.expand(B, H)
+    return board, times.expand(B, H), moving
 
 def _never_below(k_to, k_from):
     if k_from.device.type == 'cpu' and (k_to < k_from).any():
@@ -576,16 +580,14 @@ def sample(
 
     Raises `ValueError` for a board or an x that does not fit. With a guide, every step
     starts from a detached x, whatever `keep_graph` says."""
-    x, board, times = _fit_together(x, board, times, schedule)
+    board, times, moving = _fit_together(x, board, times, schedule)
     each = 2 * check_count(recurrences, 'recurrences') - 1
     draws = each if check_between(eta, 'eta', 0, 1) or recurrences > 1 else 0
     _check_noise(noise, draws * (len(board) - 1), x)
     def draw(i):
         if noise is not None: return noise[i]
         return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    # which rows move is asked once, before the loop, while the board is on the CPU
-    moving = (board.diff(dim=0) != 0).flatten(1).any(1).tolist()
-    board, prediction = board.to(x.device), None
+    prediction = None
     yield Iteration(0, x, None)
     for m, moves in enumerate(moving):
         for r in range(recurrences if moves else 0):

@@ -49,6 +49,7 @@ BAD = [  # function, call, exception, words of the sentence
     ('board.check_board', lambda: board.check_board(full_board(3, 10, 5), 10, 4), ValueError, 'for 3 tokens, the plan has 4'),
     ('board.check_board', lambda: board.check_board(full_board(3, 10, 5), 9), ValueError, r'0\.\.9, the board has 0\.\.10'),
     ('board.check_board', lambda: board.check_board(full_board(3, 10, 5).flip(0), 10), ValueError, 'rises'),
+    ('board.board_rows', lambda: board.board_rows(torch.zeros(2, 2).long()[0]), ValueError, r'M >= 1, got \[2\]'),
     ('board.edm_sigma', lambda: board.edm_sigma(torch.tensor([0.])), ValueError, r'alpha_bar .*\(0, 1\]'),
     ('board.edm_sigma', lambda: board.edm_sigma(torch.tensor([1])), TypeError, 'alpha_bar must be a floating-point'),
     ('board.flow_time', lambda: board.flow_time(torch.tensor([1.5])), ValueError, r'alpha_bar .*1\.5'),
