@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .board import asset, board_rows, check_between, check_board, check_count, check_finite, check_floats, check_positive
+from .board import asset, board_rows, check_board
+from .board import check_between, check_count, check_finite, check_floats, check_positive
 
 # %% ../nbs/01_ddpm.ipynb #d0074001
 def _check_alpha_bar(alpha_bar):
