@@ -32,7 +32,7 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .board import context_board, full_board
+from .board import check_between, check_count, check_positive, context_board, full_board
 from .data import TrajectoryStore, Windows, collect, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, sample, seeded_noise, shifted
 from .envs import AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, layouts, make_env, read_grid, room_seeds, shortest_plan, split_agent
@@ -493,6 +493,9 @@ class Recipe:
     precision: str = 'auto'      # of the denoiser's training: 'no' (float32), 'bf16', or 'auto', whichever the device is made for
 
     def __post_init__(self):  # before anything is played
+        for name in ('seed', 'walk'): check_count(getattr(self, name), name, 0)
+        for name in ('world_lr', 'lr', 'shift'): check_positive(getattr(self, name), name)
+        check_between(self.latent_noise, 'latent_noise', 0, float('inf'), '[)')
         if self.view not in ('full', 'rgb'): raise ValueError(f"unknown view {self.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")
         for name in ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
@@ -580,6 +583,9 @@ class PlanConfig:
     trust: float = 0.9        # a far token with this reward is remembered: the next plan need not ask *where* again
 
     def __post_init__(self):
+        check_count(self.horizon, 'horizon', 0)
+        check_positive(self.limit, 'limit')
+        for name, ends in dict(scale=(float('-inf'), float('inf')), slack=(0, float('inf')), trust=(0, float('inf')), eta=(0, 1)).items(): check_between(getattr(self, name), name, *ends)
         for name in ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens'):
             if getattr(self, name) < 1: raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
         if self.replan > (self.tokens if 0 < self.horizon <= self.tokens + 1 else _single(self.tokens)): raise ValueError(f'replan={self.replan} executes {self.replan} steps of a plan, and of {self.tokens} tokens between only {_single(self.tokens)} stand at single steps: give tokens={next(t for t in range(self.replan, 2 * self.replan + 1) if _single(t) >= self.replan)} or more')
@@ -1055,11 +1061,12 @@ def load_pretrained(
     path = _find(name, sha256, progress)
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'far-future planner': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not a far-future planner')
-    model = PlannerModel(_config_from(card['model']))
+    try: model, planning = PlannerModel(_config_from(card['model'])), PlanConfig(**card['plan'])
+    except (KeyError, TypeError, ValueError) as e: raise CheckpointError(f'{path} has a configuration that this version of ldp_tut cannot read ({type(e).__name__}: {e}); was it made by a newer one?') from e
     try: model.load_state_dict(tensors)
     except RuntimeError as e: raise CheckpointError(f'{path} does not fit the model its card describes: {str(e).splitlines()[0]}') from e
     model.world.freeze()
-    try: config = PlanConfig(**{**card['plan'], **overrides})
+    try: config = replace(planning, **overrides)
     except TypeError as e: raise ValueError(f'unknown planning option: {e}') from e
     return PlannerAgent(model.to(pick_device(device)).eval(), config, card)
 
