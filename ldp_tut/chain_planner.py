@@ -13,7 +13,7 @@ __all__ = ['ORDERS', 'single_steps', 'check_replan', 'check_at_least', 'PlanConf
 # %% ../nbs/14b_chain_planner.ipynb #b1e00005
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from .board import context_board, full_board
+from .board import check_between, check_count, check_positive, context_board, full_board
 from .ddpm import sample, seeded_noise
 from .envs import make_env, split_agent
 from .exact import ChainConfig, ChainDenoiser, Scene, load_denoiser
 from .guidance import HeadGuide, Limited
-from .train import pick_device, save_checkpoint
+from .train import CheckpointError, pick_device, save_checkpoint
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00010
 def single_steps(tokens: int) -> int:
@@ -68,6 +68,10 @@ class PlanConfig:
     trust: float = 0.9        # a far token with this reward is remembered by the agent
 
     def __post_init__(self):
+        check_count(self.horizon, 'horizon', 0)
+        check_positive(self.limit, 'limit')
+        ends = dict(scale=(float('-inf'), float('inf')), slack=(0, float('inf')), trust=(0, float('inf')), eta=(0, 1))
+        for name, (low, high) in ends.items(): check_between(getattr(self, name), name, low, high)
         counts = ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens')
         check_at_least(1, **{n: getattr(self, n) for n in counts})
         check_replan(self.replan, self.tokens, self.horizon)
@@ -538,6 +542,10 @@ def load_pretrained(
     Raises `CheckpointError` for a file that is missing, damaged or of another kind, `DownloadError` for one that
     cannot be had, `ValueError` for planning options that are unknown or do not go together."""
     model, card = load_denoiser(name, sha256, progress)
-    try: config = PlanConfig(**{**card['plan'], **overrides})
+    try: planning = PlanConfig(**card['plan'])
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f'{name} has a configuration that this version of ldp_tut cannot read '
+                              f'({type(e).__name__}: {e}); was it made by a newer one?') from e
+    try: config = replace(planning, **overrides)
     except TypeError as e: raise ValueError(f'unknown planning option: {e}') from e
     return ChainAgent(model.to(pick_device(device)).eval(), config, card)

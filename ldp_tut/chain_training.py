@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from .board import check_between, check_count, check_positive
 from .chain_planner import ChainAgent, PlanConfig, check_at_least, save_agent
 from .data import TrajectoryStore, Windows, collect, random_offsets
 from .ddpm import add_noise
@@ -130,6 +131,9 @@ class Recipe:
     precision: str = 'auto'      # 'no' (float32), 'bf16', or 'auto', whichever the device is made for
 
     def __post_init__(self):  # before anything is played
+        for name in ('seed', 'walk'): check_count(getattr(self, name), name, 0)
+        for name in ('world_lr', 'lr', 'shift'): check_positive(getattr(self, name), name)
+        check_between(self.latent_noise, 'latent_noise', 0, float('inf'), '[)')
         if self.view not in ('full', 'rgb'):
             raise ValueError(
                 f"unknown view {self.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")

@@ -11,6 +11,7 @@ __all__ = ['HELP', 'KEYS', 'run_collect', 'run_train', 'run_plan', 'run_eval', '
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -90,6 +91,13 @@ def _writable(folder):
         probe = folder / '.ldp-tut-probe'; probe.write_text(''); probe.unlink()
     except OSError as e: raise ValueError(f'cannot write to {folder}: {e.strerror or e}') from None
 
+def _check_numbers(a):
+    "No negative seeds, nothing that is no number; what else an option must be, the part it goes to says."
+    from ldp_tut.board import check_count, check_finite
+    check_count(a.seed, '--seed', 0)
+    for name, value in vars(a).items():
+        if isinstance(value, float): check_finite(value, '--' + name.replace('_', '-'))
+
 def _gif_name(path):
     if Path(path).suffix.lower() != '.gif': raise ValueError(f'the film is a GIF: give --gif a name ending in .gif, not {str(path)!r}')
     if Path(path).is_dir(): raise ValueError(f'{path} is a folder, give --gif a file name')
@@ -108,9 +116,17 @@ def run_collect(a) -> dict:
                 steps_per_second=round(float(episodes.length.sum()) / seconds), seconds=round(seconds, 1), shard=str(shard))
 
 # %% ../nbs/18_command_line.ipynb #1e95b983
+def _git(*words):
+    return subprocess.run(['git', *words], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True).stdout.strip()
+
 def _commit():
-    try: return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError): return None
+    "The commit this file is of; none where the repository around it is another's, as that around a virtual environment is."
+    try:
+        at = Path(__file__).resolve()
+        if not (Path(_git('rev-parse', '--show-toplevel')).resolve() / at.parent.name / at.name).samefile(at): return None
+        _git('ls-files', '--error-unmatch', at.name)
+        return _git('rev-parse', 'HEAD')
+    except (OSError, NameError, subprocess.SubprocessError): return None
 
 def _command(recipe):
     "The command that makes the same recipe again: only what differs from the defaults is spelled out."
@@ -271,12 +287,22 @@ def _tell(command, r):
     return '\n'.join(lines)
 
 # %% ../nbs/18_command_line.ipynb #63a60b57
+def _print(text) -> int:
+    "Print to whoever still reads: in `ldp-tut plan | head -1` nobody may, and that is no error to report."
+    try: print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
+    return 0
+
 def main(
     argv=None,   # arguments; default `sys.argv[1:]`
-) -> int:        # exit status: 0, or 1 after a sentence that says what was wrong
+) -> int:        # exit status: 0; 1 after a sentence that says what was wrong; 130 stopped from the keyboard; 141 nobody read
     "Entry point of `ldp-tut`."
     a = _parser().parse_args(argv)
-    try: report = globals()[f'run_{a.command}'](a)
+    try:
+        _check_numbers(a)
+        report = globals()[f'run_{a.command}'](a)
     except (ValueError, OSError, RuntimeError) as e:
         print(f'ldp-tut {a.command}: {e}', file=sys.stderr)
         return 1
@@ -286,6 +312,5 @@ def main(
     if a.json:
         report = {k: v for k, v in report.items() if k not in ('rows', 'walks')}
         if a.command in ('plan', 'eval') and 'claimed' not in report: report = {k: report[k] for k in KEYS} | report
-        print(json.dumps({k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in report.items()}))
-    else: print(_tell(a.command, report))
-    return 0
+        return _print(json.dumps({k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in report.items()}))
+    return _print(_tell(a.command, report))

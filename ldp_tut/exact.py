@@ -651,7 +651,10 @@ def load_denoiser(
     if card.get('kind') != 'far-future planner':
         raise CheckpointError(
             f'{path} is a {card.get("kind")!r}, not a far-future planner')
-    model = ChainDenoiser(config_from(card))
+    try: model = ChainDenoiser(config_from(card))
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f'{path} has a configuration that this version of ldp_tut cannot read '
+                              f'({type(e).__name__}: {e}); was it made by a newer one?') from e
     try: model.load_state_dict({renamed(n): t for n, t in tensors.items()})
     except RuntimeError as e:
         raise CheckpointError(

@@ -133,8 +133,8 @@ def test_one_sample_is_the_same_alone_and_in_a_batch_of_64(eta, guide, token):
 @pytest.mark.parametrize('token', [VECTOR, MAP])
 def test_a_head_pushes_its_own_token_alone_whatever_a_token_is(token):
     class Said:
-        def __init__(self, x): self.x0, self.heads = 0.5 * x, dict(reward=x.flatten(2).sum((1, 2), keepdim=True).expand(-1, x.shape[1], 1))
-    x, k = torch.randn(3, 5, *token), torch.full((3, 5), 40)
+        def __init__(self, x): self.x0, self.heads = 0.5 * x, dict(reward=0.05 * x.flatten(2).sum((1, 2), keepdim=True).expand(-1, x.shape[1], 1))
+    x, k = torch.randn(3, 5, *token, generator=torch.Generator().manual_seed(0)), torch.full((3, 5), 40)
     guide = Limited(HeadGuide('reward', token=2, scale=1e4), SCHEDULE, 0.7)
     out, plain = (sample_step(lambda x, k, times: Said(x), x, k, k - 5, torch.zeros(3, 5), schedule=SCHEDULE, guide=g) for g in (guide, None))
     moved = (out - plain).flatten(2).abs().sum(-1) > 0

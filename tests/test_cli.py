@@ -78,6 +78,42 @@ def test_mistakes(tmp_path, capsys):
     fails(capsys, f'plan --gif {tmp_path}/film.mp4', '.gif')
 
 
+@pytest.mark.parametrize('line, words', [
+    ('plan --seed -5', '--seed must be an integer of at least 0, got -5'), ('collect --seed -1', '--seed'), ('train --seed -1', '--seed'), ('bench --seed -1', '--seed'),
+    ('plan --scale nan', '--scale must be a finite number, got nan'), ('eval --scale inf', '--scale'), ('plan --eta -3', 'eta must be in [0, 1], got -3'), ('plan --eta 2', 'eta must be in'),
+    ('plan --slack nan', '--slack'), ('train --lr nan', '--lr'), ('train --lr 0', 'lr must be positive'), ('train --shift -8', 'shift must be positive'), ('train --walk -1', 'walk must be'),
+    ('train --latent-noise -1', 'latent_noise must be in')])
+def test_numbers_that_cannot_be_meant_are_refused_before_anything_is_done(line, words, capsys, tmp_path):
+    fails(capsys, line + f' --out {tmp_path}/x' * line.startswith(('collect', 'train')), words)
+    assert not list(tmp_path.glob('x/*'))
+
+
+def test_a_reader_who_goes_away_is_no_error():
+    "In `ldp-tut bench | true` nobody reads; the command says nothing, and its status is that of any command nobody listens to."
+    code = "import sys, os, ldp_tut.cli as cli; cli.run_bench = lambda a: dict(rows='x' * 99999); os.close(0); sys.exit(cli.main(['bench']))"
+    run = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run.stdout.close()
+    assert run.stderr.read() == '' and run.wait() == 141
+
+
+def test_a_card_names_a_commit_of_this_repository_or_none(tmp_path, monkeypatch):
+    "A repository that only surrounds the installed package, as one around a virtual environment does, has nothing to say."
+    import shutil
+    from ldp_tut import cli
+    if not shutil.which('git'): pytest.skip('git is not installed')
+    git = lambda *words: subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    for where in ('ldp_tut', 'env/site-packages/ldp_tut'):
+        (tmp_path / where).mkdir(parents=True); (tmp_path / where / 'cli.py').write_text('')
+    git('init', '-q')
+    git('commit', '-qm', 'nothing', '--allow-empty')
+    said = lambda where: (monkeypatch.setattr(cli, '__file__', str(tmp_path / where / 'cli.py')), cli._commit())[1]
+    assert said('ldp_tut') is None, 'it lies there, but git does not know it'
+    git('add', 'ldp_tut'); git('commit', '-qm', 'ours')
+    assert said('ldp_tut') == git('rev-parse', 'HEAD')
+    git('add', '-A'); git('commit', '-qm', 'an installed copy, even one that is tracked')
+    assert said('env/site-packages/ldp_tut') is None
+
+
 def test_unwritable_output_is_found_before_the_work(tmp_path, capsys):
     (tmp_path / 'file').write_text('in the way')
     fails(capsys, f'collect --episodes 2 --out {tmp_path}/file/x', 'cannot write')

@@ -14,7 +14,7 @@ from ldp_tut import exact
 from ldp_tut.bench import reevaluate
 from ldp_tut.chain_planner import load_pretrained
 from ldp_tut.exact import list_pretrained
-from ldp_tut.train import CheckpointError, DownloadError, cache_folder, download, file_sha256
+from ldp_tut.train import CheckpointError, DownloadError, cache_folder, download, file_sha256, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 BODY = bytes(range(256)) * 4000  # about a megabyte
@@ -23,9 +23,9 @@ SHA = hashlib.sha256(BODY).hexdigest()
 
 class Server(http.server.ThreadingHTTPServer):
     "Serves one body, with the faults it is told of; remembers what it was asked."
-    def __init__(self, body=BODY, ranges=True, breaks=None, status=200):
+    def __init__(self, body=BODY, ranges=True, breaks=None, status=200, busy=0):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.body, self.ranges, self.breaks, self.status, self.asked = body, ranges, breaks, status, []
+        self.body, self.ranges, self.breaks, self.status, self.busy, self.asked = body, ranges, breaks, status, busy, []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def url(self, name='w.safetensors'): return f'http://127.0.0.1:{self.server_port}/{name}'
@@ -36,6 +36,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         s, want = self.server, self.headers.get('Range')
         s.asked.append(want)
         if s.status != 200: return self.send_error(s.status)
+        if len(s.asked) <= s.busy:
+            self.send_response(503); self.send_header('Retry-After', '7'); self.send_header('Content-Length', '0'); self.end_headers()
+            return
         begin = int(want[6:-1]) if want and s.ranges else 0
         if begin >= len(s.body): return self.send_error(416)
         self.send_response(206 if begin else 200)
@@ -113,6 +116,17 @@ def test_a_wrong_file_is_not_kept(serve, tmp_path):
     assert [p.suffix for p in tmp_path.iterdir()] == ['.lock']
 
 
+def test_a_busy_server_is_asked_again_when_it_says(serve, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr('time.sleep', waits.append)
+    s = serve(busy=2)
+    assert download(s.url(), SHA, tmp_path, progress=False).read_bytes() == BODY and waits == [7, 7]
+    with pytest.raises(DownloadError, match='answers 503'): download(serve(busy=9).url('other.bin'), SHA, tmp_path, progress=False)
+    waits.clear()
+    with pytest.raises(DownloadError, match='answers 404'): download(serve(status=404).url('third.bin'), SHA, tmp_path, progress=False)
+    assert waits == [], 'what is not there will not be there in a moment'
+
+
 def test_missing_and_offline(serve, tmp_path):
     s = serve(status=404)
     with pytest.raises(DownloadError, match=r'answers 404 .*check the address or fetch .* save it as'): download(s.url(), SHA, tmp_path, progress=False)
@@ -183,6 +197,15 @@ def test_agents_by_name_path_and_address(serve, tmp_path, monkeypatch):
     assert load_pretrained('lavacrossing-n1', 'cpu', progress=False).card == by_address.card and len(s.asked) == 1
     with pytest.raises(CheckpointError, match=r"choose one of \['lavacrossing-n1'\]"): load_pretrained('fourrooms')
     with pytest.raises(ValueError, match='sha256='): load_pretrained(s.url())
+
+
+@pytest.mark.parametrize('change', [dict(model=None), dict(model=dict(wings=2)), dict(plan=None), dict(plan=dict(wings=2)), dict(plan=dict(votes=0))])
+def test_a_newer_or_missing_configuration_is_said(tmp_path, change):
+    "The file is whole, but what it says of the model or of planning this version cannot read."
+    tensors, card = load_checkpoint(exact.checkpoint_shelf() / 'simplecrossing-n1.safetensors')
+    for part, value in change.items(): card = {n: v for n, v in card.items() if n != part} if value is None else card | {part: card[part] | value}
+    path = save_checkpoint(tmp_path / 'a.safetensors', tensors, card)
+    with pytest.raises(CheckpointError, match='configuration that this version of ldp_tut cannot read'): load_pretrained(str(path), 'cpu')
 
 
 def test_a_card_can_be_held_to_its_word():

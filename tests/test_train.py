@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from ldp_tut.train import CheckpointError, CSVTracker, NonFiniteLoss, Tracking, TrainConfig, fit, learning_rate, load_checkpoint, pick_device, save_checkpoint
+from ldp_tut.train import CheckpointError, CSVTracker, NonFiniteLoss, Tracking, TrainConfig, differences, fingerprint, fit, learning_rate, load_checkpoint, pick_device, save_checkpoint
 
 
 def net(seed=0):
@@ -106,10 +108,194 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'save_file', full)
     with pytest.raises(CheckpointError, match='No space left'): save_checkpoint(path, dict(w=torch.ones(3)), dict(kind='demo'))
     assert torch.equal(load_checkpoint(path)[0]['w'], torch.zeros(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'a.safetensors'], 'nothing half-written stays'
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A real file system of two megabytes."
+    disk = tmp_path / 'disk'; disk.mkdir()
+    try: done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(disk)], capture_output=True, text=True)
+    except OSError as e: pytest.skip(f'no small file system can be mounted here: {e}')
+    if done.returncode: pytest.skip(f'no small file system can be mounted here: {done.stderr.strip()}')
+    yield disk
+    subprocess.run(['umount', '-l', str(disk)], check=True)
+
+
+def test_a_full_disk_ends_in_one_sentence(small_disk):
+    "Before the first step where it can be known, and with the last good checkpoint kept where the room was taken later."
+    steps = []
+    def counted(step, g): steps.append(step); return batches(step, g)
+    large = nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 2))
+    with pytest.raises(CheckpointError, match=r'it takes 11\.2 MB and 2\.1 MB are free; make room'): fit(large, lambda m, x, g: m(x).mean(), counted, CONFIG, small_disk / 'a.safetensors', **QUIET)
+    assert steps == [] and not list(small_disk.iterdir())
+    with pytest.raises(CheckpointError, match=r'cannot write .*: No space left on device'): save_checkpoint(small_disk / 'a.safetensors', dict(w=torch.zeros(10 ** 6)), dict(kind='demo'))
+    assert not list(small_disk.iterdir())
+    path = save_checkpoint(small_disk / 'a.safetensors', dict(w=torch.zeros(10 ** 5)), dict(kind='demo'))
+    (small_disk / 'others').write_bytes(bytes(1_500_000))
+    with pytest.raises(CheckpointError, match='No space left'): save_checkpoint(path, dict(w=torch.ones(10 ** 5)), dict(kind='demo'))
+    assert torch.equal(load_checkpoint(path)[0]['w'], torch.zeros(10 ** 5)) and sorted(p.name for p in small_disk.iterdir()) == ['a.json', 'a.safetensors', 'others']
+
+
+@pytest.mark.parametrize('name, words', [('a.pt', 'checkpoints are .safetensors files'), ('file/a.safetensors', 'cannot write'), ('folder.safetensors', 'is a folder')])
+def test_a_path_that_will_be_refused_is_refused_before_the_first_step(tmp_path, name, words):
+    (tmp_path / 'file').write_text(''); (tmp_path / 'folder.safetensors').mkdir()
+    def never(step, g): raise AssertionError('trained')
+    with pytest.raises(CheckpointError, match=words): fit(net(), loss, never, CONFIG, tmp_path / name, **QUIET)
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+SHORT = TrainConfig(steps=8, warmup=2, save_every=4)
+
+
+@pytest.mark.parametrize('first, then', [(True, False), (False, True)])
+def test_compiled_and_plain_models_share_their_runs(tmp_path, first, then):
+    "A compiled model's file has plain names; each kind goes on with the other's run, bit for bit."
+    made = lambda compiled: torch.compile(net(), backend='eager') if compiled else net()
+    path, plain = tmp_path / 'a.safetensors', lambda m, x, g: (m(x) - x[:, :2]).pow(2).mean()
+    whole = fit(net(), plain, batches, SHORT, **QUIET)
+    fit(made(first), plain, batches, SHORT, path, stop_at=4, **QUIET)
+    assert not [n for n in load_checkpoint(path)[0] if '_orig_mod' in n]
+    resumed = fit(made(then), plain, batches, SHORT, path, **QUIET)
+    assert len(resumed.history) == 4 and all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
+    outer = nn.Sequential(torch.compile(net(), backend='eager'))
+    tensors = load_checkpoint(save_checkpoint(tmp_path / 'b.safetensors', outer.state_dict(), dict(kind='demo')))[0]
+    nn.Sequential(net()).load_state_dict(tensors)
+
+
+def test_tied_weights_are_saved_and_trained(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self): super().__init__(); torch.manual_seed(0); self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4); self.b.weight = self.a.weight
+        def forward(self, x): return self.b(self.a(x))
+    tensors, _ = load_checkpoint(save_checkpoint(tmp_path / 'a.safetensors', Tied().state_dict(), dict(kind='demo')))
+    assert torch.equal(tensors['a.weight'], tensors['b.weight'])
+    how = lambda m, x, g: (m(x) - x).pow(2).mean()
+    whole = fit(Tied(), how, batches, SHORT, **QUIET)
+    fit(Tied(), how, batches, SHORT, tmp_path / 'run.safetensors', stop_at=4, **QUIET)
+    resumed = fit(Tied(), how, batches, SHORT, tmp_path / 'run.safetensors', **QUIET)
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    whole_file = torch.arange(10.)
+    assert torch.equal(load_checkpoint(save_checkpoint(tmp_path / 'b.safetensors', dict(a=whole_file[:6], b=whole_file[3:]), {}))[0]['b'], whole_file[3:])
+
+
+def test_a_finished_run_is_extended_and_its_card_says_so(tmp_path):
+    path, longer = tmp_path / 'a.safetensors', TrainConfig(steps=14, warmup=2, save_every=4)
+    fit(net(), loss, batches, SHORT, path, stop_at=6, **QUIET)
+    with pytest.raises(CheckpointError, match=r'steps=8, not 14.*more steps are for a run that is finished'): fit(net(), loss, batches, longer, path, **QUIET)
+    fit(net(), loss, batches, SHORT, path, **QUIET)
+    killed = fit(net(), loss, batches, longer, path, stop_at=12, **QUIET)
+    assert [h['step'] for h in killed.history] == list(range(8, 12)) and killed.history[0]['lr'] == learning_rate(8, longer)
+    run = fit(net(), loss, batches, longer, path, **QUIET)
+    card = load_checkpoint(path)[1]
+    assert card['extended'] == run.card['extended'] == [dict(after=8, to=14)] and card['step'] == card['config']['steps'] == 14
+    with pytest.raises(CheckpointError, match='steps=14, not 8'): fit(net(), loss, batches, SHORT, path, **QUIET)
+
+
+def test_training_begins_with_the_weights_of_another_run_and_its_card_says_whose(tmp_path):
+    first = fit(net(), loss, batches, SHORT, tmp_path / 'first.safetensors', **QUIET)
+    averaged = {n: t.clone() for n, t in first.model.state_dict().items()}
+    later = TrainConfig(steps=8, warmup=2, save_every=4, start_from=tmp_path / 'first.safetensors')
+    begun = fit(net(seed=7), loss, batches, later, tmp_path / 'second.safetensors', stop_at=0, **QUIET)
+    assert same(begun.model.state_dict(), averaged), 'averaged weights, not the last ones'
+    fit(net(seed=7), loss, batches, later, tmp_path / 'second.safetensors', stop_at=4, **QUIET)
+    card = load_checkpoint(tmp_path / 'second.safetensors')[1]
+    assert card['started_from']['file'] == 'first.safetensors' and len(card['started_from']['sha256']) == 64
+    resumed = fit(net(seed=7), loss, batches, later, tmp_path / 'second.safetensors', **QUIET)
+    assert len(resumed.history) == 4 and resumed.card['started_from'] == card['started_from']
+    with pytest.raises(CheckpointError, match=r'started_from\.file=first\.safetensors, not nothing'): fit(net(), loss, batches, SHORT, tmp_path / 'second.safetensors', **QUIET)
+    save_checkpoint(tmp_path / 'plain.safetensors', averaged, dict(kind='demo'))
+    again = fit(net(seed=7), loss, batches, TrainConfig(steps=8, start_from=tmp_path / 'plain.safetensors'), stop_at=0, **QUIET)
+    assert same(again.model.state_dict(), averaged), 'a model that was saved without its run will do'
+    for file, words in [('none.safetensors', 'no checkpoint at'), ('other.safetensors', 'another model')]:
+        save_checkpoint(tmp_path / 'other.safetensors', dict(w=torch.zeros(1)), {})
+        with pytest.raises(CheckpointError, match=words): fit(net(), loss, batches, TrainConfig(steps=8, start_from=tmp_path / file), **QUIET)
+
+
+def test_a_run_is_gone_on_with_by_its_own_recipe_alone(tmp_path):
+    path, recipe = tmp_path / 'a.safetensors', dict(batch=16, data=fingerprint(torch.arange(3)), model=dict(width=32, depth=2))
+    fit(net(), loss, batches, SHORT, path, recipe=recipe, **QUIET)
+    before = path.read_bytes()
+    assert fit(net(), loss, batches, SHORT, path, recipe=dict(recipe), **QUIET).history == []
+    for other, words in [(recipe | dict(batch=8), 'batch=16, not 8'), (recipe | dict(data=fingerprint(torch.arange(4))), 'data=.*, not '), (recipe | dict(model=dict(width=64, depth=2)), r'model\.width=32, not 64'),
+                         (None, 'batch=16, not nothing; data=.*model='), (recipe | dict(shift=2), 'shift=nothing, not 2')]:
+        with pytest.raises(CheckpointError, match=words): fit(net(), loss, batches, SHORT, path, recipe=other, **QUIET)
+    assert path.read_bytes() == before
+    assert differences(dict(a=1, b=2), dict(b=2, c=3)) == ['a=1, not nothing', 'c=nothing, not 3']
+
+
+def test_a_fingerprint_is_of_every_number_and_of_its_place():
+    values = [torch.arange(4.), torch.arange(4), torch.arange(4.).reshape(2, 2), torch.arange(4.).bfloat16(), torch.tensor(1.), torch.zeros(0), torch.tensor([True]), np.arange(4), np.arange(4).astype('uint16'),
+              dict(a=1, b=2), dict(a=2, b=1), [1, [2]], [[1], 2], '12', 12, None, [], SHORT, CONFIG]
+    assert len({fingerprint(v) for v in values}) == len(values)
+    assert fingerprint(dict(a=1, b=2)) == fingerprint(dict(b=2, a=1)) and fingerprint(torch.arange(4)) == fingerprint(torch.arange(4).clone())
+    with pytest.raises(TypeError, match='no fingerprint of a Linear'): fingerprint(nn.Linear(1, 1))
+
+
+def test_named_tuples_and_nested_batches_arrive_as_they_were():
+    from collections import namedtuple
+    Batch, seen = namedtuple('Batch', 'x more'), []
+    def look(model, batch, g): seen.append(batch); return loss(model, batch.x, g)
+    fit(net(), look, lambda step, g: Batch(batches(step, g), [dict(name='a', y=torch.ones(1)), (None, 3)]), TrainConfig(steps=1), **QUIET)
+    assert isinstance(seen[0], Batch) and seen[0].more == [dict(name='a', y=torch.ones(1)), (None, 3)]
+
+
+def test_no_clipping_is_no_clipping():
+    "Zero turned every gradient to zero, and nothing was learned."
+    plain = dict(steps=1, warmup=0, lr=.1, weight_decay=0.)
+    moved = lambda clip: fit(net(), lambda m, x, g: 1e3 * m(x).mean(), batches, TrainConfig(clip=clip, **plain), **QUIET).model.state_dict()
+    assert same(moved(0.), moved(1e9)) and not same(moved(0.), net().state_dict())
+
+
+class Loader:
+    "Any iterable: twelve different batches, then the end."
+    def __iter__(self): return (torch.full((4, 4), float(i)) for i in range(12))
+
+
+@pytest.mark.parametrize('source', [lambda: DataLoader(TensorDataset(torch.randn(40, 4, generator=torch.Generator().manual_seed(0))), batch_size=6, shuffle=True), Loader, lambda: list(Loader()), lambda: iter(Loader())],
+                         ids=['DataLoader', 'iterable', 'list', 'generator'])
+def test_batches_come_from_any_iterable_and_resume_where_they_were(tmp_path, source):
+    first = lambda batch: batch[0] if isinstance(batch, list) else batch
+    how = lambda m, batch, g: loss(m, first(batch), g)
+    steps = 12 if hasattr(source(), '__next__') else 30  # what ends for good must not end before
+    config, state = TrainConfig(steps=steps, warmup=2, save_every=5), torch.random.get_rng_state()
+    whole = fit(net(), how, source(), config, **QUIET)
+    torch.random.set_rng_state(state)
+    torch.manual_seed(99)  # what is drawn elsewhere does not matter
+    fit(net(), how, source(), config, tmp_path / 'a.safetensors', stop_at=10, **QUIET)
+    resumed = fit(net(), how, source(), config, tmp_path / 'a.safetensors', **QUIET)
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+    assert len({round(h['loss'], 6) for h in whole.history}) > 10
+
+
+@pytest.mark.parametrize('source, error, words', [(torch.zeros(3, 4), TypeError, 'got a Tensor'), ('abc', TypeError, 'got a str'), ({}, TypeError, 'got a dict'), (None, TypeError, 'got a NoneType'),
+                                                  (TensorDataset(torch.zeros(3, 4)), TypeError, 'such as a DataLoader, got a TensorDataset'), ([], ValueError, 'batches ended after 0'), (iter(Loader()), ValueError, 'batches ended after 12')])
+def test_what_gives_no_batches_is_refused(source, error, words):
+    with pytest.raises(error, match=words): fit(net(), loss, source, TrainConfig(steps=20), **QUIET)
+
+
+def test_each_process_takes_its_share_of_an_iterable():
+    from ldp_tut.train import BatchStream
+    shares = [[int(BatchStream(list(range(7)), 0, (rank, 2))(s)) for s in range(7)] for rank in range(2)]
+    assert [x for pair in zip(*shares) for x in pair] == [*range(7), *range(7)]
+
+
+@pytest.mark.parametrize('name, value', [('steps', 0), ('steps', 2.5), ('save_every', 0), ('seed', -1), ('warmup', -1), ('lr', float('nan')), ('lr', -1), ('clip', -1.), ('clip', float('inf')), ('ema', 1.5), ('final_lr', -.1), ('weight_decay', float('nan'))])
+def test_a_configuration_that_cannot_be_meant_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f'{name} must be .*got {value}'): TrainConfig(**{name: value})
+
+
+def test_numpys_numbers_are_numbers(tmp_path):
+    config = TrainConfig(steps=np.int64(3), lr=np.float32(1e-3), seed=np.int8(1), save_every=np.uint16(2))
+    fit(net(), loss, batches, config, tmp_path / 'a.safetensors', recipe=dict(batch=np.int64(16), where=tmp_path, of=(np.float32(1), torch.tensor(2))), **QUIET)
+    assert load_checkpoint(tmp_path / 'a.safetensors')[1]['recipe'] == dict(batch=16, where=str(tmp_path), of=[1., 2])
+    with pytest.raises(CheckpointError, match='a card holds numbers.*not a Linear'): fit(net(), loss, batches, CONFIG, tmp_path / 'b.safetensors', recipe=dict(model=nn.Linear(1, 1)), **QUIET)
+    assert not (tmp_path / 'b.safetensors').exists()
 
 
 def test_configuration_at_the_door():
-    with pytest.raises(ValueError, match='at least 1'): TrainConfig(steps=0)
+    with pytest.raises(ValueError, match='at least 1, got 0'): TrainConfig(steps=0)
     with pytest.raises(ValueError, match='precision'): TrainConfig(precision='fp8')
     with pytest.raises(ValueError, match='unknown device'): pick_device('gpu')
     rates = [learning_rate(s, TrainConfig(steps=100, warmup=10, lr=1.)) for s in range(100)]
