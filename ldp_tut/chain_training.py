@@ -17,11 +17,12 @@ import torch.nn.functional as F
 
 from .board import check_between, check_count, check_positive
 from .chain_planner import ChainAgent, PlanConfig, check_at_least, save_agent
-from .data import TrajectoryStore, Windows, collect, random_offsets
+from .data import Windows, collect_rooms, random_offsets
 from .ddpm import add_noise
 from .envs import GOAL, layouts
 from .exact import ChainConfig, ChainDenoiser
 from .forcing import Prediction
+from .store import TrajectoryStore
 from .train import TrainConfig, fast_bf16, fingerprint, fit, pick_device
 from .world import make_world, world_batches, world_loss
 
@@ -166,7 +167,7 @@ def _collected(r, folder, progress):
     store = TrajectoryStore(folder)
     about = {n: getattr(r, n) for n in ('env_id', 'policy', 'seed', 'walk', 'spare')}
     if not store.shards():
-        store.append(collect(r.env_id, r.policy, r.episodes, r.seed, progress, r.walk, r.spare), about)
+        store.append(collect_rooms(r.env_id, r.policy, r.episodes, r.seed, progress, r.walk, r.spare), about)
     have = store.cards()[0]
     same = all(have.get(n, 0) == about[n] for n in about)
     if not same or sum(c['episodes'] for c in store.cards()) != r.episodes:

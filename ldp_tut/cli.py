@@ -105,11 +105,12 @@ def _gif_name(path):
 # %% ../nbs/18_command_line.ipynb #0c2b4939
 def run_collect(a) -> dict:
     "Play and store; returns what was stored."
-    from ldp_tut.data import TrajectoryStore, collect
+    from ldp_tut.data import collect_rooms
+    from ldp_tut.store import TrajectoryStore
     store, began = TrajectoryStore(a.out), time.perf_counter()
     _writable(a.out)
     if store.shards(): store.cards()
-    episodes = collect(a.env, a.policy, a.episodes, a.seed, progress=not a.json)
+    episodes = collect_rooms(a.env, a.policy, a.episodes, a.seed, progress=not a.json)
     shard = store.append(episodes, dict(env_id=a.env, policy=a.policy, seed=a.seed))
     seconds = time.perf_counter() - began
     return dict(env=a.env, policy=a.policy, seed=a.seed, episodes=len(episodes), steps=int(episodes.length.sum()), success=float(episodes.success.mean()),
@@ -215,7 +216,7 @@ def _seconds(f, at_least=1.):
 def _bench_worlds(env_id, seed):
     "Steps per second of the twin, of MiniGrid, and of the collector."
     import torch
-    from ldp_tut.data import collect
+    from ldp_tut.data import collect_rooms
     from ldp_tut.envs import GridTwin, layouts, make_env
     few = layouts(env_id, range(seed, seed + 512))
     rooms = GridTwin(few.cells.repeat(8, 1, 1, 1), few.pose.repeat(8, 1), 10**9)
@@ -223,7 +224,7 @@ def _bench_worlds(env_id, seed):
     env = make_env(env_id); env.reset(seed=seed)
     def real():
         if env.step(int(action[0]))[3]: env.reset(seed=seed)
-    start = time.perf_counter(); episodes = collect(env_id, 'wander', 512, seed, False); spent = time.perf_counter() - start
+    start = time.perf_counter(); episodes = collect_rooms(env_id, 'wander', 512, seed, False); spent = time.perf_counter() - start
     return episodes, dict(twin_steps_per_second=round(len(rooms) / _seconds(lambda: rooms.step(action))), minigrid_steps_per_second=round(1 / _seconds(real)),
                           collected_steps_per_second=round(float(episodes.length.sum()) / spent))
 

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldp_tut.data import (FIELDS, Normaliser, Slices, StoreError, Trajectories, TrajectoryStore, Windows, action_reader, as_vectors, collect, data_card, file_sum, from_minari,
-                          observation_reader, random_offsets, relabel, returns_to_go, select, to_minari, wander_blocks, wander_maze)
-from ldp_tut.envs import BlockTable, make_env, point_mazes
+from ldp_tut.data import (Normaliser, Slices, Windows, as_frames, as_vectors, collect, collect_rooms, data_card, random_offsets, relabel, returns_to_go,
+                          wander_blocks, wander_maze)
+from ldp_tut.envs import BlockTable, MazeMap, make_env, point_mazes
+from ldp_tut.records import FIELDS, Episodes, Trajectories, action_reader, observation_reader, select
+from ldp_tut.store import StoreError, TrajectoryStore, file_sum, from_folder, from_minari, to_folder, to_minari
 
 CARD = dict(env_id='MiniGrid-FourRooms-v0', policy='wander', seed=0)
 
@@ -179,7 +181,7 @@ def test_nan_and_infinity_are_said_at_every_door(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize('wrong', [-1, 7])
 def test_discrete_actions_outside_their_space_are_refused(wrong):
     data = small(actions=4, lengths=[3, 4]); data.action[4] = wrong
-    with pytest.raises(ValueError, match=f'action of episode 1, step 1 is {wrong}, and there are the actions 0 to 3'): Slices(data)
+    with pytest.raises(ValueError, match=f'action of episode 1, step 1 is {wrong}: there are the actions 0 to 3'): Slices(data)
 
 
 @pytest.mark.parametrize('how', KINDS_OF_DATA.values(), ids=KINDS_OF_DATA)
@@ -264,7 +266,7 @@ def test_two_writers_are_refused_and_a_killed_one_is_forgotten(tmp_path):
     store = TrajectoryStore(tmp_path); store.append(small(), CARD)
     code = f"""
 import sys, time
-from ldp_tut.data import TrajectoryStore
+from ldp_tut.store import TrajectoryStore
 with TrajectoryStore({str(tmp_path)!r}).writing(): print('holding', flush=True); time.sleep(60)
 """
     other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
@@ -374,7 +376,7 @@ def test_impossible_minari_episodes_are_refused(kind, minari_home):
 def test_minari_actions_outside_their_space_and_filtered_to_none(wrong, minari_home):
     from gymnasium.spaces import Box, Discrete
     made = write_minari('other/padded-v0', [(np.ones((4, 2)), np.array([0, 6, wrong]), np.ones(3), [0, 0, 0])], Box(-9, 9, (2,)), Discrete(7))
-    with pytest.raises(ValueError, match=f'action of episode 0, step 2 is {wrong}, and there are the actions 0 to 6: padding is not an action'): from_minari(made)
+    with pytest.raises(ValueError, match=f'action of episode 0, step 2 is {wrong}: there are the actions 0 to 6, and padding is none of them'): from_minari(made)
     with pytest.raises(ValueError, match='other/padded-v0 has no episodes: was everything filtered out'): from_minari(made.filter_episodes(lambda e: False))
 
 
@@ -441,7 +443,7 @@ def test_sums_are_made_in_pieces(tmp_path, monkeypatch):
     import zlib
     (file := tmp_path / 'x').write_bytes(data := np.random.default_rng(0).bytes(3_000_001))
     seen = []
-    monkeypatch.setattr('ldp_tut.data.zlib.crc32', lambda piece, total, real=zlib.crc32: seen.append(len(piece)) or real(piece, total))
+    monkeypatch.setattr('ldp_tut.store.zlib.crc32', lambda piece, total, real=zlib.crc32: seen.append(len(piece)) or real(piece, total))
     total = file_sum(file); monkeypatch.undo()
     assert total == zlib.crc32(data) and max(seen) <= 1 << 20 and len(seen) == 3
 
@@ -485,7 +487,7 @@ def test_normalisers_refuse_nan_and_warn_of_what_hardly_varies(kind):
 
 def test_numpy_integers_are_integers(episodes):
     one = np.int64(1)
-    again = collect('MiniGrid-FourRooms-v0', 'wander', np.int64(24), seed=np.int64(0), progress=False, steps=np.int32(0), spare=np.int8(0))
+    again = collect('MiniGrid-FourRooms-v0', 'wander', np.int64(24), seed=np.int64(0), progress=False, longest=np.int32(0), spare=np.int8(0))
     same(again, episodes)
     data = small(lengths=[20, 20])
     assert Slices(data, 2 * one).draw(4 * one, 3 * one, torch.Generator().manual_seed(0)).shape == (4, 3, 3 + 2 * 2)
@@ -547,12 +549,13 @@ def test_maze_drives_replay_and_cover():
     with pytest.raises(ValueError, match='at least 1'): wander_maze('umaze', 0)
 
 
-def test_maze_data_is_made_a_hundred_worlds_at_a_time():
-    "MuJoCo worlds are large, so they come in rounds; the first hundred do not depend on how many follow."
+def test_maze_data_is_made_a_few_worlds_at_a_time(monkeypatch):
+    "MuJoCo worlds are large, so they come in rounds; the first round does not depend on how many follow."
     pytest.importorskip('gymnasium_robotics', reason="the extra 'maze' is not installed")
-    few, more = wander_maze('umaze', 100, 3, seed=5), wander_maze('umaze', 102, 3, seed=5)
-    assert len(more) == 102 and equal(more[:100], few)
-    assert not np.array_equal(more[100].observation, more[0].observation) and more.length.tolist() == [3] * 102
+    monkeypatch.setattr('ldp_tut.data.ROUND', 3)
+    few, more = wander_maze('umaze', 3, 3, seed=5), wander_maze('umaze', 5, 3, seed=5)
+    assert len(more) == 5 and equal(more[:3], few)
+    assert not np.array_equal(more[3].observation, more[0].observation) and more.length.tolist() == [3] * 5
 
 
 def test_block_data_is_lawful_and_prefers_nothing():
@@ -618,3 +621,183 @@ def test_offsets_mix_single_steps_with_strides():
 def test_bad_requests():
     with pytest.raises(ValueError, match='unknown policy'): collect('MiniGrid-FourRooms-v0', 'clever', 2)
     with pytest.raises(ValueError, match='at least 1'): collect('MiniGrid-FourRooms-v0', 'wander', 0)
+
+
+class Counter(gym.Env):
+    "Counts its steps: observations say which episode (its seed) and which step; ends after `seed % 5 + 2` steps, even seeds by themselves, odd ones by the clock."
+    observation_space, action_space = gym.spaces.Box(-9e9, 9e9, (2,), np.float64), gym.spaces.Discrete(3, start=1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.t = (-1 if seed is None else seed), 0
+        return np.array([self.seed, 0.]), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.t += 1
+        over = self.t >= self.seed % 5 + 2
+        return np.array([self.seed, self.t], float), float(self.t), over and self.seed % 2 == 0, over and self.seed % 2 == 1, {}
+
+
+def whole(data, seed):
+    "Every episode of a `Counter` is there from its first to its true last observation."
+    for e in data:
+        T = len(e)
+        assert (e.observation[:, 0] == e.observation[0, 0]).all() and e.observation[:, 1].tolist() == list(range(T + 1)) and e.reward.tolist() == list(range(1, T + 1))
+    return sorted(int(e.observation[0, 0]) - seed for e in data)
+
+
+@pytest.mark.parametrize('episodes', [1, 3, 8, 30])
+def test_episodes_are_played_to_their_true_ends(episodes):
+    data = collect(Counter, episodes=episodes, seed=40, progress=False)
+    assert whole(data, 40) == list(range(episodes)) and [int(e.observation[0, 0]) for e in data] == list(range(40, 40 + episodes))
+    for e in data:
+        s = int(e.observation[0, 0])
+        assert len(e) == s % 5 + 2 and e.terminated == (s % 2 == 0), 'a clock is not an end'
+    assert data.actions == 3 and set(data.action) <= {0, 1, 2} and data.observation.dtype == np.float32
+    assert equal(data, collect(Counter, episodes=episodes, seed=40, progress=False))
+
+
+def test_so_many_steps_and_cut_off_episodes():
+    data = collect(Counter, steps=100, seed=1, progress=False)
+    assert 100 <= data.length.sum() < 108 and whole(data, 1)
+    cut = collect(Counter, episodes=20, longest=3, progress=False)
+    assert cut.length.max() == 3 and (cut.length == 2).any() and whole(cut, 0) == list(range(20))
+    for e in cut:
+        s = int(e.observation[0, 0])
+        assert e.terminated == (s % 2 == 0 and s % 5 + 2 <= 3), 'what we cut off is not terminated'
+
+
+def test_one_environment_is_played_alone_and_left_open():
+    env = Counter(); closed = []
+    env.close = lambda: closed.append(1)
+    data = collect(env, episodes=4, progress=False)
+    assert whole(data, 0) == [0, 1, 2, 3] and not closed
+
+
+def test_any_callable_is_a_policy():
+    class Keeps:
+        "Chooses by what it was given; is told of resets."
+        begun = 0
+        def begin(self, which, observation): self.begun += which.sum(); assert (observation[which, 1] == 0).all()
+        def __call__(self, observation): return observation[:, 1].astype(int) % 3 + 1
+    policy = Keeps()
+    data = collect(Counter, policy, episodes=12, progress=False)
+    assert policy.begun >= 4 and all((e.action == e.observation[:-1, 1] % 3).all() for e in data)
+    data = collect('CartPole-v1', lambda x: torch.from_numpy(x[:, 2] > 0).long(), 4, progress=False)
+    assert data.length.mean() > 30 and data.actions == 2
+    with pytest.raises(ValueError, match=r'actions of shape \[8\] for 8 environments, got \[8, 1\]'): collect('CartPole-v1', lambda x: np.zeros((8, 1), int), 4, progress=False)
+    with pytest.raises(ValueError, match='an action outside Discrete'): collect(Counter, lambda x: np.zeros(8, int), 4, progress=False)
+
+
+def test_spaces_that_cannot_be_recorded_are_refused_before_any_step():
+    def make(see, act=gym.spaces.Discrete(2)):
+        class Refused(gym.Env):
+            observation_space, action_space = see, act
+            def reset(self, **_): raise AssertionError('a step was taken')
+        return Refused
+    box = gym.spaces.Box(0, 1, (2,))
+    for see in (gym.spaces.Text(5), gym.spaces.Tuple([box, box]), gym.spaces.MultiBinary(3), gym.spaces.Dict(a=gym.spaces.Box(0, 255, (4, 4, 3), np.uint8), b=box)):
+        with pytest.raises(ValueError, match='observations must be a Box.*wrap the environment'): collect(make(see), progress=False)
+    for act in (gym.spaces.MultiDiscrete([2, 2]), gym.spaces.Dict(a=box)):
+        with pytest.raises(ValueError, match='actions must be a Box or Discrete'): collect(make(box, act), progress=False)
+
+
+@pytest.mark.parametrize('env, how, reason', [
+    ('CartPole-v1', dict(policy='wander'), "'wander' is not for CartPoleEnv: choose one of \\['random'\\]"), ('CartPole-v1', dict(policy='clever'), "unknown policy 'clever'"),
+    ('MiniGrid-Unlock-v0', dict(policy='waypoints'), 'is not for UnlockEnv'), ('CartPole-v1', dict(episodes=2, steps=3), 'choose one of episodes and steps'),
+    ('CartPole-v1', dict(episodes=-1), 'episodes must be at least 1'), ('CartPole-v1', dict(seed=-1), 'must be at least 0, got -1'), ('CartPole-v1', dict(spare=3), 'layouts are kept aside'), (7, {}, 'plays an id'),
+    ('NoSuchEnv-v0', {}, 'NoSuchEnv-v0'), ('MiniGrid-NoSuch-v0', {}, 'unknown environment id')])
+def test_collect_refuses_in_one_sentence(env, how, reason):
+    with pytest.raises(ValueError, match=reason): collect(env, progress=False, **how)
+
+
+@pytest.mark.parametrize('env_id, policy', [('MiniGrid-Unlock-v0', 'fiddle'), ('MiniGrid-Dynamic-Obstacles-5x5-v0', 'wander'), ('MiniGrid-UnlockPickup-v0', 'random')])
+def test_real_rooms_are_collected_where_the_twin_does_not_know_the_rules(env_id, policy):
+    data = collect(env_id, policy, 6, seed=3, progress=False, longest=60)
+    env = make_env(env_id)
+    assert data.observation.dtype == np.uint8 and data.observation.shape[1:] == env.observation_space['image'].shape and data.actions == env.action_space.n
+    for i, e in enumerate(data[:3]):  # played again in the environment itself
+        obs, _ = env.reset(seed=3 + i)
+        for t in range(len(e)):
+            assert (obs['image'] == e.observation[t]).all()
+            obs, reward, ended, cut, _ = env.step(int(e.action[t]))
+            assert e.reward[t] == np.float32(reward)
+        assert (obs['image'] == e.observation[-1]).all() and e.terminated == ended
+
+
+@pytest.mark.parametrize('env_id, policy', [('MiniGrid-KeyCorridorS3R1-v0', 'fiddle'), ('MiniGrid-LavaGapS5-v0', None)])
+def test_rooms_the_twin_knows_stay_compact(env_id, policy):
+    data = collect(env_id, policy, 12, progress=False)
+    assert isinstance(data, Episodes) and len(data) == 12
+    frames = as_frames(data)
+    assert frames.length.tolist() == data.length.tolist() and [e.reward.sum() for e in frames] == data.success.tolist() and np.array_equal(frames[3].action, data.action[3, :data.length[3]])
+    assert torch.equal(torch.from_numpy(frames[2].observation), Windows(data).frames([2] * (data.length[2] + 1), np.arange(data.length[2] + 1)))
+    some = collect(env_id, policy, steps=300, progress=False)
+    assert 300 <= some.length.sum() and some.length[:-1].sum() < 300
+
+
+def test_a_walker_in_real_rooms_walks_as_in_the_twin():
+    "What a walker sees of real rooms is what it sees of the twin's, so that both take the same steps."
+    from ldp_tut.data import RealRooms, Wander
+    from ldp_tut.envs import layouts
+    envs = [make_env('MiniGrid-FourRooms-v0') for _ in range(3)]
+    for i, env in enumerate(envs): env.reset(seed=i)
+    real, twin = RealRooms(envs), layouts('MiniGrid-FourRooms-v0', range(3))
+    walks = [Wander(rooms, torch.Generator().manual_seed(0)) for rooms in (real, twin)]
+    for _ in range(25):
+        a, b = (walk() for walk in walks)
+        assert torch.equal(a, b)
+        for env, action in zip(envs, a): env.step(int(action))
+        twin.step(b); real.read()
+
+
+def test_pixels_and_mazes_are_collected():
+    data = collect('MiniGrid-Empty-5x5-v0', 'wander', 2, progress=False, view='rgb', longest=9)
+    assert data.observation.shape[1:] == (40, 40, 3) and data.observation.dtype == np.uint8
+    pytest.importorskip('gymnasium_robotics', reason="the extra 'maze' is not installed")
+    data = collect('PointMaze_UMaze-v3', steps=1600, seed=2, progress=False, max_episode_steps=150)
+    maze = MazeMap(make_env('PointMaze_UMaze-v3').unwrapped.maze)
+    assert data.observation.shape[1] == 4 and data.goal.shape == (len(data.observation), 2) and data.length.max() == 150 and not data.terminated.any()
+    assert len(np.unique(maze.nearest(data.observation[:, :2]))) == len(maze.cells), 'drives wander everywhere'
+    assert max(np.abs(np.diff(e.observation[:, :2], axis=0)).max() for e in data) < .2, 'no episode jumps: resets are not in it'
+
+
+@pytest.mark.parametrize('how', KINDS_OF_DATA.values(), ids=KINDS_OF_DATA)
+def test_a_folder_of_files_round_trip(how, tmp_path):
+    data = small(**how)
+    assert equal(data, from_folder(to_folder(data, tmp_path / 'a')))
+    with pytest.raises(ValueError, match='is not empty'): to_folder(data, tmp_path / 'a')
+
+
+FILES = dict(
+    missing=(dict(reward=None), 'e1.npz has the keys .* and reward is missing'), lengths=(dict(action=np.zeros((3, 1))), '4 observations, 3 actions, 2 rewards'),
+    objects=(dict(observation=np.array([{}, 1, 2], object)), 'cannot be read'), text=(dict(observation=np.array(['a', 'b', 'c'])), 'observation in .*e1.npz: data are numbers'),
+    nan=(dict(reward=np.array([0, np.nan])), 'reward of episode 1, step 1 is nan'), column=(dict(reward=np.zeros((2, 1))), 'reward in .*e1.npz must be one number a step'),
+    inside=(dict(terminated=np.array([True, False])), 'terminates at step 0 of 2'))
+
+
+@pytest.mark.parametrize('kind', FILES)
+def test_files_that_are_no_episodes_are_named(kind, tmp_path):
+    good = dict(observation=np.zeros((3, 2)), action=np.zeros((2, 1)), reward=np.zeros(2), terminated=True)
+    change, reason = FILES[kind]
+    if kind == 'lengths': change = dict(change, observation=np.zeros((4, 2)))
+    np.savez(tmp_path / 'e0.npz', **good)
+    np.savez(tmp_path / 'e1.npz', **{k: v for k, v in (good | change).items() if v is not None})
+    with pytest.raises(ValueError, match=reason): from_folder(tmp_path)
+
+
+def test_folders_of_odd_files(tmp_path):
+    with pytest.raises(ValueError, match='no .npz files in'): from_folder(tmp_path / 'none')
+    (tmp_path / 'e0.npz').write_bytes(b'PK not really')
+    with pytest.raises(ValueError, match='e0.npz cannot be read'): from_folder(tmp_path)
+    good = dict(observation=np.zeros((3, 2), int), action=np.array([0, 1]), reward=[0, 1], terminated=[0, 1])
+    np.savez(tmp_path / 'e0.npz', **good)
+    data = from_folder(tmp_path)
+    assert data.actions == 2 and data.terminated.tolist() == [True] and data.observation.dtype == np.float32 and from_folder(tmp_path, actions=5).actions == 5
+    np.savez(tmp_path / 'e1.npz', actions=4, **good)
+    assert from_folder(tmp_path).actions == 4
+    with pytest.raises(ValueError, match=r'speaks of \[4, 5\] actions'): from_folder(tmp_path, actions=5)
+    np.savez(tmp_path / 'e2.npz', **(good | dict(observation=np.zeros((2, 2)))))
+    with pytest.warns(UserWarning, match='1 of 3 episodes .* lack the observation'): data = from_folder(tmp_path)
+    assert data.length.tolist() == [2, 2, 1] and data.terminated.tolist() == [True, True, False]
