@@ -27,7 +27,7 @@ from .data import Normaliser, Slices
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .envs import MAZES, MazeTask, point_mazes
 from .guidance import ClassifierGuide, Limited
-from .train import CheckpointError, TrainConfig, fit, load_checkpoint, save_checkpoint
+from .train import CheckpointError, TrainConfig, fingerprint, fit, load_checkpoint, save_checkpoint
 
 # %% ../nbs/07_diffuser.ipynb #198ef995
 def _convolution(i, o, kernel, norm):
@@ -259,7 +259,7 @@ def train_diffuser(
     device: str = 'auto',
     progress: bool = True,
 ) -> Diffuser:                       # with averaged weights, in evaluation mode
-    "Fit a `Diffuser` with the loop of chapter 6."
+    "Fit a `Diffuser`; `CheckpointError` if `path` is a run of other data or settings."
     torch.manual_seed(train.seed)    # initial weights; all else has its own generator
     check_slices(slices, config)
     first = slices.draw(8192, tokens[0], torch.Generator().manual_seed(train.seed))
@@ -269,8 +269,11 @@ def train_diffuser(
     def draw(step, g):
         n = torch.randint(low // each, high // each + 1, (1,), generator=g)
         return slices.draw(batch, each * int(n), g)
+    data = slices.observation, slices.action, slices.length, slices.terminated
+    about = dict(data=fingerprint(*data), stride=slices.stride, absorb=slices.absorb,
+                 model=asdict(config), tokens=[low, high], batch=batch)
     return fit(model, lambda model, plan, g: model(plan, g), draw, train, path, device,
-               progress).model.eval()
+               progress, recipe=about).model.eval()
 
 # %% ../nbs/07_diffuser.ipynb #fc222ce0
 def save_diffuser(path, model: Diffuser, card: dict):

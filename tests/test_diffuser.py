@@ -253,3 +253,12 @@ def test_a_model_of_another_version_is_refused_in_one_sentence(model, tmp_path, 
     card = dict(kind='diffuser', config=dict(state_dim=4, action_dim=2, stride=2, goal_dims=2, width=16)) | change
     path = save_checkpoint(tmp_path / 'm.safetensors', model.state_dict(), {k: v for k, v in card.items() if v is not None})
     with pytest.raises(CheckpointError, match=match): load_diffuser(path)
+
+
+def test_a_run_resumed_on_other_data_is_refused(tmp_path):
+    "Its normaliser holds the first data's limits; every plan would be off by a scale."
+    from ldp_tut.diffuser import train_diffuser
+    config = DiffuserConfig(4, 2, width=16, mults=(1,), goal_dims=2)
+    run = lambda seed: train_diffuser(Slices(line(20, seed=seed)), config, (4, 8), TrainConfig(steps=2, save_every=1), 4, tmp_path / 'run.safetensors', 'cpu', False)
+    run(0); run(0)
+    with pytest.raises(CheckpointError, match='data'): run(1)
