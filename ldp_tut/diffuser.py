@@ -95,7 +95,7 @@ def check_tokens(x: torch.Tensor, dims: int, multiple: int):
         raise ValueError(f'{H} tokens cannot be halved down to {multiple} times fewer: '
                          f'use a multiple of {multiple}, for instance {-(-H // multiple) * multiple}')
 
-def check_slices(slices: Slices, config: 'DiffuserConfig'):
+def check_slices(slices: Slices, config):
     "Raise `ValueError` where a window's tokens are not the configuration's."
     if slices.dims != config.dims:
         raise ValueError(f'the slices have {slices.dims} numbers a token, the configuration {config.dims}: '
@@ -108,8 +108,8 @@ def check_plan_lengths(tokens: tuple, multiple: int) -> tuple:
         raise ValueError(f'tokens must be a rising pair of multiples of {multiple}, got {tokens}')
     return low, high
 
-def config_in(card: dict, path) -> 'DiffuserConfig':
-    "The configuration in a checkpoint's card; raises `CheckpointError` for one this version cannot build."
+def config_in(card: dict, path):
+    "The `DiffuserConfig` in a checkpoint's card; raises `CheckpointError` for one this version cannot build."
     if card.get('kind') != 'diffuser':
         raise CheckpointError(f'{path} is not a Diffuser (it is a {card.get("kind")!r})')
     said, known = card.get('config'), {f.name for f in fields(DiffuserConfig)}

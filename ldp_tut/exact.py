@@ -300,6 +300,7 @@ class OneMoverModel(nn.Module):
     def __init__(self, config: ChainConfig):
         super().__init__()
         c = self.config = config
+        self.longest = c.longest
         self.world, self.schedule = WorldModel(c.world), shifted(cosine_schedule(c.levels), c.shift)
         self.reader = SceneReader(c, self.world.features.shape[1])
         self.message_weight = nn.Linear(96, 2)
@@ -537,9 +538,10 @@ class ChainDenoiser(ExactDenoiser):
         tokens: torch.Tensor,  # [b, H, D], clean
         times: torch.Tensor,   # [b, H], steps from now
         scene: Scene,          # of b scenes
+        least: float = 0.02,   # a step with a smaller share does not count: a network gives every turn a little
     ) -> torch.Tensor:         # bool [b, H - 1]
-        "Whether steps that have ever happened lead from the place of each token to that of the next, in time."
-        k, can = torch.zeros_like(times).long(), (scene.steps[:, 1] > 0).float()
+        "Whether learned steps lead from the place of each token to that of the next, in time."
+        k, can = torch.zeros_like(times).long(), (scene.steps[:, 1] >= least).float()
         place, _, fits = self.of_itself(tokens, k, scene)
         state = self.own_state(place, fits, k, times, scene)[0]
         at = state >= state.flatten(2).amax(2)[..., None, None, None] - 0.01  # in each mode that a frame leaves open
@@ -627,7 +629,8 @@ OLD_NAMES = {
 
 def renamed(name: str) -> str:
     "Today's name of a weight."
-    return next((new + name[len(old):] for old, new in OLD_NAMES.items() if name.startswith(old)), name)
+    name = next((new + name[len(old):] for old, new in OLD_NAMES.items() if name.startswith(old)), name)
+    return name.replace('encoder.enter.', 'encoder.first.').replace('walk.0.enter.', 'walk.0.first.')
 
 def config_from(card: dict) -> ChainConfig:
     "The configuration in a checkpoint's card."

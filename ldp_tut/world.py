@@ -6,8 +6,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/world_model.html.md"""
 
 # %% auto #0
 __all__ = ['MOST_CONTENTS', 'TOLERANCE', 'RARELY', 'MOST_MODES', 'NEIGHBOURS', 'find_contents', 'check_contents', 'name_cells',
-           'check_one_mover', 'find_mover', 'find_kinds', 'check_modes', 'find_modes', 'WorldConfig', 'WorldModel',
-           'patches', 'inside', 'SceneEncoder', 'world_loss', 'world_batches', 'make_world']
+           'check_one_mover', 'find_mover', 'find_kinds', 'check_modes', 'find_modes', 'WorldConfig', 'Dictionary',
+           'patches', 'FrameReader', 'Encoder', 'WindowedEncoder', 'Heads', 'Decoder', 'inside', 'SceneEncoder',
+           'StepShares', 'Whereabouts', 'StepLoss', 'StepMemory', 'Dynamics', 'WorldModel', 'world_loss',
+           'world_batches', 'make_world']
 
 # %% ../nbs/11_world_model.ipynb #35dda830
 from dataclasses import dataclass
@@ -16,18 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
 from torch import nn
 
 from .envs import facing
 
 # %% ../nbs/11_world_model.ipynb #a798206a
 def find_contents(
-    frames: torch.Tensor,  # uint8 [N, W, H, C]: typical frames
+    frames: torch.Tensor,  # uint8 [N, cols, rows, C]: typical frames
 ) -> tuple:                # contents: a tuple of C-tuples, in order; share of cells that hold each, float [V]
     "The distinct things a cell can hold, and how common they are."
     cells = np.ascontiguousarray(frames.flatten(0, -2).numpy())
-    contents, count = np.unique(cells.view(f'V{cells.shape[1]}')[:, 0], return_counts=True)  # whole cells as single keys: a hundred times faster than by columns
+    whole = cells.view(f'V{cells.shape[1]}')[:, 0]  # as single keys: a hundred times faster than by columns
+    contents, count = np.unique(whole, return_counts=True)
     return tuple(tuple(c.tobytes()) for c in contents), torch.from_numpy(count / count.sum()).float()
 
 MOST_CONTENTS = 500  # of a world drawn on a grid; noise or motion within a cell makes thousands
@@ -35,7 +37,9 @@ MOST_CONTENTS = 500  # of a world drawn on a grid; noise or motion within a cell
 def check_contents(contents: tuple):
     "Few things, often seen: a dictionary has to be small. Raises `ValueError` where it is not."
     if len(contents) > MOST_CONTENTS:
-        raise ValueError(f'{len(contents)} distinct cells, and a world drawn on a grid has at most {MOST_CONTENTS}: are the pixels noisy, or does something move by less than a cell?')
+        raise ValueError(
+            f'{len(contents)} distinct cells, and a world drawn on a grid has at most {MOST_CONTENTS}: are the '
+            'pixels noisy, or does something move by less than a cell?')
 
 # %% ../nbs/11_world_model.ipynb #944cb35d
 TOLERANCE = 0.05  # root mean square, of pixels between 0 and 1: noise of this size does not make a cell another
@@ -46,7 +50,7 @@ def name_cells(
     tolerance: float = 0., # root mean square of what may differ, as a part of 255
 ) -> tuple:                # which content, int64 [...]; whether it is one at all, bool [...]
     "The content nearest to each cell, and whether it is near enough."
-    with torch.autocast(cells.device.type, enabled=False):  # sums of whole numbers below 2^24 are exact in float32, and in nothing smaller
+    with torch.autocast(cells.device.type, enabled=False):  # whole numbers below 2^24 are exact in float32 only
         x, c = cells.float(), torch.as_tensor(contents, dtype=torch.uint8, device=cells.device).float()
         far, which = (c.pow(2).sum(-1) - 2 * x @ c.T).min(-1)
         return which, far + x.pow(2).sum(-1) <= c.shape[1] * (255 * tolerance) ** 2
@@ -61,7 +65,8 @@ def check_one_mover(
     contents: tuple,
     mover: tuple,
 ):
-    """Steps have to be those of one mover on a grid: it goes no farther than to a neighbouring cell, and nothing changes but where it is, where it was, and within its reach.
+    """Steps have to be those of one mover on a grid: it goes no farther than to a neighbouring cell, and nothing
+    changes but where it is, where it was, and within its reach.
 
     Raises `ValueError` with what was seen instead."""
     where = torch.isin(torch.stack([held, after]), torch.tensor(mover)).int().argmax(2)  # [2, N]
@@ -76,21 +81,29 @@ def check_one_mover(
         far.any(1), (others & stepped[:, None]).any(1), (place[1] - place[0]).abs().sum(-1) > 1))
     if elsewhere > RARELY:
         what = list(contents[int(held[far][0])])[:3]
-        raise ValueError(f'more than one thing moves: in {elsewhere:.0%} of steps something out of the mover\'s reach changes, such as {what}; this world model knows one mover, and no obstacles that move by themselves')
+        raise ValueError(f'more than one thing moves: in {elsewhere:.0%} of steps something out of the mover\'s reach '
+                         f'changes, such as {what}; this world model knows one mover, and no obstacles that move by '
+                         'themselves')
     if beside > RARELY:
-        raise ValueError(f'what moves here is not one cell large: in {beside:.0%} of steps cells beside it change as it moves; this world model needs a mover that is drawn in one cell of a grid')
+        raise ValueError(
+            f'what moves here is not one cell large: in {beside:.0%} of steps cells beside it change as it moves; '
+            'this world model needs a mover that is drawn in one cell of a grid')
     if jumps > RARELY:
-        raise ValueError(f'what moves here jumps: in {jumps:.0%} of steps it goes farther than to a neighbouring cell, and this world model knows single steps only')
+        raise ValueError(
+            f'what moves here jumps: in {jumps:.0%} of steps it goes farther than to a neighbouring cell, and '
+            'this world model knows single steps only')
 
 # %% ../nbs/11_world_model.ipynb #109dc609
 def find_mover(
-    frames: torch.Tensor,  # uint8 [N, W, H, C]
+    frames: torch.Tensor,  # uint8 [N, cols, rows, C]
     contents: tuple,       # from `find_contents`
-    later: torch.Tensor = None,  # uint8 [N, W, H, C], each a step after: settles which of several such groups it is
+    later: torch.Tensor = None,  # uint8 [N, cols, rows, C], each a step after: settles which of several groups it is
 ) -> tuple:                # indices into contents
-    """The contents of which, together, exactly one stands in every frame, though its kind or place changes: what moves. Of several such groups, the one that changes most often.
+    """The contents of which, together, exactly one stands in every frame, though its kind or place changes: what
+    moves. Of several such groups, the one that changes most often.
 
-    Raises `ValueError` where there is no such group, and, if `later` is given, where something else moves, too, or the mover is not as large as a cell."""
+    Raises `ValueError` where there is no such group, and, if `later` is given, where something else moves, too, or
+    the mover is not as large as a cell."""
     held = name_cells(frames, contents)[0].flatten(1)              # [N, cells]
     count = F.one_hot(held, len(contents)).sum(1)                  # [N, V]
     single, found = [v for v in count.sum(0).argsort(descending=True).tolist() if count[:, v].max() == 1], set()
@@ -99,7 +112,10 @@ def find_mover(
         for v in single:
             if v not in group and (seen + count[:, v] <= 1).all(): group.append(v); seen += count[:, v]
         if (seen == 1).all() and len(group) > 1: found.add(tuple(sorted(group)))
-    if not found: raise ValueError('nothing moves in these frames: no group of contents stands in every frame exactly once; give more frames, of several episodes')
+    if not found:
+        raise ValueError(
+            'nothing moves in these frames: no group of contents stands in every frame exactly once; give more '
+            'frames, of several episodes')
     after = held if later is None else name_cells(later, contents)[0].flatten(1)
     changes = lambda group: int(sum(((held == v) != (after == v)).any(1).sum() for v in group))
     mover = max(sorted(found), key=changes)
@@ -108,15 +124,17 @@ def find_mover(
 
 # %% ../nbs/11_world_model.ipynb #a1bd815d
 def find_kinds(
-    frames: torch.Tensor,  # uint8 [N, W, H, C]
-    later: torch.Tensor,   # uint8 [N, W, H, C], each a step after
+    frames: torch.Tensor,  # uint8 [N, cols, rows, C]
+    later: torch.Tensor,   # uint8 [N, cols, rows, C], each a step after
     contents: tuple,       # from `find_contents`
     mover: tuple,          # from `find_mover`
 ) -> tuple:                # tuples of indices into contents
-    "What the mover can turn into by going to another cell is the same kind on other ground: an arrow on the floor and an arrow on the goal."
+    """What the mover can turn into by going to another cell is the same kind on other ground.
+
+    An arrow on the floor and an arrow on the goal."""
     held = torch.stack([name_cells(f, contents)[0].flatten(1) for f in (frames, later)])           # [2, N, cells]
     cell = torch.isin(held, torch.tensor(mover)).int().argmax(-1, keepdim=True)
-    looks = held.gather(2, cell)[:, (cell[0] != cell[1])[:, 0], 0]                                 # [2, those that moved]
+    looks = held.gather(2, cell)[:, (cell[0] != cell[1])[:, 0], 0]  # [2, those that moved]
     kind = {v: v for v in mover}
     for a, b in looks.unique(dim=1).T.tolist(): kind = {v: kind[a] if k == kind[b] else k for v, k in kind.items()}
     return tuple(tuple(v for v in mover if kind[v] == k) for k in dict.fromkeys(kind.values()))
@@ -126,29 +144,36 @@ MOST_MODES = 24  # the planner's chain has a copy of every place for each
 
 def check_modes(
     modes: tuple,
-    held: torch.Tensor,   # int64 [2, N, W, H]: contents of frames, and a step later
-    moves: torch.Tensor,  # bool [2, N, W, H]: where the mover is
+    held: torch.Tensor,   # int64 [2, N, cols, rows]: contents of frames, and a step later
+    moves: torch.Tensor,  # bool [2, N, cols, rows]: where the mover is
     count: torch.Tensor,  # int64 [2, N, V]: how many of each content, up to two
 ):
-    "What changes has to show in the counts. Raises `ValueError` where scenery moves about, or where there are too many modes."
+    """What changes has to show in the counts.
+
+    Raises `ValueError` where scenery moves about, or where there are too many modes."""
     if len(modes) > MOST_MODES:
-        raise ValueError(f'{len(modes)} modes, and at most {MOST_MODES} can be told by what there is of everything: use changes=True where doors are many')
+        raise ValueError(
+            f'{len(modes)} modes, and at most {MOST_MODES} can be told by what there is of everything: use '
+            'changes=True where doors are many')
     other = ((held[0] != held[1]) & ~moves.any(0)).flatten(1).any(1)
     silent = float((other & (count[0] == count[1]).all(1)).float().mean())
     if silent > RARELY:
-        raise ValueError(f'in {silent:.0%} of steps scenery changes while there is as much of everything as before: something else moves, and modes, which are counts, cannot tell')
+        raise ValueError(
+            f'in {silent:.0%} of steps scenery changes while there is as much of everything as before: something '
+            'else moves, and modes, which are counts, cannot tell')
 
 # %% ../nbs/11_world_model.ipynb #36f74a33
 def find_modes(
-    frames: torch.Tensor,  # uint8 [N, W, H, C]
-    later: torch.Tensor,   # uint8 [N, W, H, C], each a step after
+    frames: torch.Tensor,  # uint8 [N, cols, rows, C]
+    later: torch.Tensor,   # uint8 [N, cols, rows, C], each a step after
     contents: tuple,       # from `find_contents`
     mover: tuple,          # from `find_mover`
 ) -> tuple:                # per mode a tuple of V counts: how many of each content a frame shows, up to two
-    """The states of everything that does not move. A collection that is another one less something the mover can stand on is that one, partly hidden.
+    """The states of everything that does not move. A collection that is another one less something the mover can
+    stand on is that one, partly hidden.
 
     Raises `ValueError` where counts cannot tell states apart, or there are too many of them."""
-    held = name_cells(torch.stack([frames, later]), contents)[0]  # [2, N, W, H]
+    held = name_cells(torch.stack([frames, later]), contents)[0]  # [2, N, cols, rows]
     moves, V = torch.isin(held, torch.tensor(mover)), len(contents)
     trodden = held[0][moves[1] & ~moves[0]].unique().tolist()
     count = F.one_hot(held, V).flatten(2, 3).sum(2).flatten(0, 1).clamp(max=2)
@@ -170,7 +195,7 @@ class WorldConfig:
     background: int = -1       # index of what lies outside the window
     contents: tuple = ()       # what a cell can hold, from `find_contents`
     mover: tuple = ()          # indices of the contents that move, from `find_mover`
-    kinds: tuple = ()          # groups of these that are one thing on different grounds, from `find_kinds`; none: each is its own kind
+    kinds: tuple = ()          # groups of these that are one thing, from `find_kinds`; none: each is its own kind
     modes: tuple = ()          # states of everything else, from `find_modes`; none: one state
     changes: bool = False      # instead of modes, two states: everything else as in the scene, or not
     channels: int = 4          # latent numbers per cell
@@ -186,43 +211,43 @@ class WorldConfig:
     def grid(self): return tuple(self.frame) or (self.width, self.height)  # cells of a whole frame
 
     @property
-    def obs_shape(self): return (self.patch * self.grid[1], self.patch * self.grid[0], 3) if self.patch else (*self.grid, len(self.contents[0]) if self.contents else 3)
+    def obs_shape(self):
+        if self.patch: return (self.patch * self.grid[1], self.patch * self.grid[0], 3)
+        return (*self.grid, len(self.contents[0]) if self.contents else 3)
 
     @property
     def scenery(self): return tuple(v for v in range(len(self.contents)) if v not in self.mover)
 
-# %% ../nbs/11_world_model.ipynb #e62943d5
-class WorldModel(nn.Module):
-    """A frame becomes a small picture of `channels` numbers per cell; heads read it next to the scene it lives in.
-
-    The heads see the *scene*, a clean frame from the start of the plan, so the latent needs to carry only what the scene cannot tell. They are convolutions: what they learn of one cell holds for all. Raises `ValueError` for a configuration without contents."""
+# %% ../nbs/11_world_model.ipynb #b8ffa8e9
+class Dictionary(nn.Module):
+    "What the cells of a world can hold, as tensors that travel with the model, and the table of embeddings."
     def __init__(self, config: WorldConfig, share: torch.Tensor = None):
         super().__init__()
-        if not config.contents or not config.mover: raise ValueError('a world model needs to know what its world is made of: give contents and mover, from find_contents and find_mover')
-        if config.modes and config.changes: raise ValueError('modes are either counted (modes) or told by what has changed (changes), not both')
+        if not config.contents or not config.mover:
+            raise ValueError('a world model needs to know what its world is made of: give contents and mover, '
+                             'from find_contents and find_mover')
+        if config.modes and config.changes:
+            raise ValueError('modes are either counted (modes) or told by what has changed (changes), not both')
         self.config = config
-        self._make_dictionary(share)
-        self._make_heads()
-        self._make_steps()
+        c, V = config, len(config.contents)
+        def keep(name, value): self.register_buffer(name, value, persistent=False)  # on the model's device: no waiting
+        keep('contents', torch.tensor(c.contents, dtype=torch.uint8))
+        keep('states', facing(self.contents, c.patch) if c.patch else self.contents[:, -1].long())  # for reports
+        keep('mover', torch.tensor(c.mover)); keep('scenery', torch.tensor(c.scenery))
+        share = torch.full((V,), 1 / V) if share is None else share.float()
+        self.register_buffer('share', share)  # of cells that hold each content
+        self.embedding = nn.Parameter(torch.randn(V, c.channels))
+        columns = [] if c.patch else range(self.contents.shape[1])  # of symbols: object, colour and state
+        alike = [(self.contents[:, i:i + 1] == self.contents[:, i].unique()).float() for i in columns]
+        keep('features', torch.cat([torch.eye(V), *alike], 1))      # [V, F]: which content, and what it has in common
 
-# %% ../nbs/11_world_model.ipynb #b8ffa8e9
-@patch
-def _make_dictionary(self: WorldModel, share):
-    c, V = self.config, len(self.config.contents)
-    keep = lambda name, value: self.register_buffer(name, value, persistent=False)                     # on the model's device: no waiting
-    keep('contents', torch.tensor(c.contents, dtype=torch.uint8))
-    keep('states', facing(self.contents, c.patch) if c.patch else self.contents[:, -1].long())         # for reports of poses
-    keep('mover', torch.tensor(c.mover)); keep('scenery', torch.tensor(c.scenery))
-    self.register_buffer('share', torch.full((V,), 1 / V) if share is None else share.float())         # of cells that hold each content
-    self.embedding = nn.Parameter(torch.randn(V, c.channels))
-    alike = [] if c.patch else [(self.contents[:, i:i + 1] == self.contents[:, i].unique()).float() for i in range(self.contents.shape[1])]
-    keep('features', torch.cat([torch.eye(V), *alike], 1))                                             # [V, F]: which content, and which object, colour and state
+    @property
+    def table(self):
+        """The standardised embedding of every content, float [V, channels].
 
-@patch(as_prop=True)
-def table(self: WorldModel):
-    "The standardised embedding of every content, float [V, channels]: mean 0 and variance 1 over the cells of typical frames."
-    mean = (self.share[:, None] * self.embedding).sum(0)
-    return (self.embedding - mean) / ((self.share[:, None] * (self.embedding - mean) ** 2).sum(0) + 1e-8).sqrt()
+        Mean 0 and variance 1 over the cells of typical frames."""
+        mean = (self.share[:, None] * self.embedding).sum(0)
+        return (self.embedding - mean) / ((self.share[:, None] * (self.embedding - mean) ** 2).sum(0) + 1e-8).sqrt()
 
 # %% ../nbs/11_world_model.ipynb #d7cefe27
 def patches(
@@ -232,143 +257,158 @@ def patches(
     "Pixels cut into cells, each a long tuple of numbers. What follows does not mind how long the tuples are."
     return rearrange(frames, '... (h p) (w q) c -> ... w h (p q c)', p=size, q=size)
 
-@patch
-def _read_all(self: WorldModel, obs):
-    "The names of all cells of whole frames, int64 [..., W, H]."
-    c = self.config
-    if tuple(obs.shape[-3:]) != c.obs_shape: raise ValueError(f'this world model reads {"pixels" if c.patch else "grids"} {list(c.obs_shape)}, got {list(obs.shape[-3:])}')
-    cells = patches(obs, c.patch) if c.patch else obs
-    held, known = name_cells(cells, self.contents, TOLERANCE if c.patch else 0.)
-    if obs.device.type == 'cpu' and not known.all():
-        strange = cells[~known][0].tolist()
-        raise ValueError(f'this world model has never seen a cell like {strange[:12]}; it knows {len(c.contents)} contents' + ('' if c.patch else f': {[list(v) for v in c.contents]}'))
-    return held
+class FrameReader(Dictionary):
+    "Names the cells of frames, of symbols or of pixels."
+    def _read_all(self, obs):
+        "The names of all cells of whole frames, int64 [..., cols, rows]."
+        c = self.config
+        if tuple(obs.shape[-3:]) != c.obs_shape:
+            raise ValueError(
+                f'this world model reads {"pixels" if c.patch else "grids"} {list(c.obs_shape)}, got '
+                f'{list(obs.shape[-3:])}')
+        cells = patches(obs, c.patch) if c.patch else obs
+        held, known = name_cells(cells, self.contents, TOLERANCE if c.patch else 0.)
+        if obs.device.type == 'cpu' and not known.all():
+            strange = cells[~known][0].tolist()
+            known = '' if c.patch else f': {[list(v) for v in c.contents]}'
+            raise ValueError(f'this world model has never seen a cell like {strange[:12]}; '
+                             f'it knows {len(c.contents)} contents{known}')
+        return held
 
-@patch
-def read(self: WorldModel,
-    obs: torch.Tensor,  # uint8 [..., W, H, C], or pixels [..., patch H, patch W, 3]
-) -> torch.Tensor:      # int64 [..., W, H]: which content
-    "What stands in every cell, of the window if there is one. Raises `ValueError` for a frame of another size and, on a CPU, for contents never seen in training; on an accelerator, where asking would mean waiting, the nearest is taken."
-    return self._window(self._read_all(obs)) if self.config.frame else self._read_all(obs)
+    def read(self,
+        obs: torch.Tensor,  # uint8 [..., cols, rows, C], or pixels [..., patch H, patch W, 3]
+    ) -> torch.Tensor:      # int64 [..., cols, rows]: which content
+        """What stands in every cell, of the window if there is one.
+
+        Raises `ValueError` for a frame of another size and, on a CPU, for contents never seen in training; on an
+        accelerator, where asking would mean waiting, the nearest is taken."""
+        return self._window(self._read_all(obs)) if self.config.frame else self._read_all(obs)
 
 # %% ../nbs/11_world_model.ipynb #2041638b
-@patch
-def embed(self: WorldModel,
-    held: torch.Tensor,  # int64 [..., W, H] from `read`
-) -> torch.Tensor:       # float [..., channels * W * H]
-    "The latent of known contents."
-    return F.embedding(held, self.table).movedim(-1, -3).flatten(-3)
+class Encoder(FrameReader):
+    "Latents of frames: a look into the table."
+    def embed(self,
+        held: torch.Tensor,  # int64 [..., cols, rows] from `read`
+    ) -> torch.Tensor:       # float [..., channels * W * H]
+        "The latent of known contents."
+        return F.embedding(held, self.table).movedim(-1, -3).flatten(-3)
 
-@patch
-def encode(self: WorldModel,
-    obs: torch.Tensor,  # uint8 [..., W, H, C]
-) -> torch.Tensor:      # float [..., channels * W * H]
-    "Observations to latents, flattened to one token per frame."
-    return self.embed(self.read(obs))
+    def encode(self,
+        obs: torch.Tensor,  # uint8 [..., cols, rows, C]
+    ) -> torch.Tensor:      # float [..., channels * W * H]
+        "Observations to latents, flattened to one token per frame."
+        return self.embed(self.read(obs))
 
-@patch
-def shaped(self: WorldModel, z):
-    "The same as a picture, [..., channels, W, H]."
-    return z.unflatten(-1, (self.config.channels, self.config.width, self.config.height))
+    def shaped(self, z):
+        "The same as a picture, [..., channels, W, H]."
+        return z.unflatten(-1, (self.config.channels, self.config.width, self.config.height))
 
 # %% ../nbs/11_world_model.ipynb #61516d33
-@patch
-def corner(self: WorldModel,
-    held: torch.Tensor,  # int64 [..., W, H]: contents of whole frames
-) -> torch.Tensor:       # int64 [..., 2]
-    "The upper left corner of the window. Raises `ValueError` for a frame in which more stands than the window holds."
-    c, there = self.config, held != self.config.background
-    first = torch.stack([there.any(-1).int().argmax(-1), there.any(-2).int().argmax(-1)], -1)
-    last = torch.stack([there.any(d).int().flip(-1).argmax(-1) for d in (-1, -2)], -1)
-    if held.device.type == 'cpu':
-        most = (there.new_tensor(c.frame, dtype=torch.long) - last - first).flatten(0, -2).amax(0).tolist()
-        if most[0] > c.width or most[1] > c.height: raise ValueError(f'{most[0]} by {most[1]} cells are not empty: more than the window of {c.width} by {c.height} this world model was trained with')
-    return torch.minimum(first, first.new_tensor([c.frame[0] - c.width, c.frame[1] - c.height]))
+class WindowedEncoder(Encoder):
+    "The same where only a window of a frame is read."
+    def corner(self,
+        held: torch.Tensor,  # int64 [..., cols, rows]: contents of whole frames
+    ) -> torch.Tensor:       # int64 [..., 2]
+        """The upper left corner of the window.
 
-@patch
-def _window(self: WorldModel, held):
-    at = self.corner(held)
-    x, y = (at[..., i, None] + torch.arange(n, device=held.device) for i, n in enumerate((self.config.width, self.config.height)))
-    rows = held.gather(-2, x[..., None].expand(*x.shape, held.shape[-1]))
-    return rows.gather(-1, y[..., None, :].expand(*rows.shape[:-1], y.shape[-1]))
+        Raises `ValueError` for a frame in which more stands than the window holds."""
+        c, there = self.config, held != self.config.background
+        first = torch.stack([there.any(-1).int().argmax(-1), there.any(-2).int().argmax(-1)], -1)
+        last = torch.stack([there.any(d).int().flip(-1).argmax(-1) for d in (-1, -2)], -1)
+        if held.device.type == 'cpu':
+            most = (there.new_tensor(c.frame, dtype=torch.long) - last - first).flatten(0, -2).amax(0).tolist()
+            if most[0] > c.width or most[1] > c.height:
+                raise ValueError(
+                    f'{most[0]} by {most[1]} cells are not empty: more than the window of {c.width} by {c.height} '
+                    'this world model was trained with')
+        return torch.minimum(first, first.new_tensor([c.frame[0] - c.width, c.frame[1] - c.height]))
 
-@patch
-def origin(self: WorldModel,
-    obs: torch.Tensor,  # a batch of frames, as `read`
-) -> torch.Tensor:      # int64 [..., 2]
-    "Where in its frame the first cell lies that is read: what to add to a place in a latent to get a place in the world."
-    if not self.config.frame: return torch.zeros(*obs.shape[:-3], 2, dtype=torch.long, device=obs.device)
-    return self.corner(self._read_all(obs))
+    def _window(self, held):
+        at = self.corner(held)
+        sizes = (self.config.width, self.config.height)
+        x, y = (at[..., i, None] + torch.arange(n, device=held.device) for i, n in enumerate(sizes))
+        rows = held.gather(-2, x[..., None].expand(*x.shape, held.shape[-1]))
+        return rows.gather(-1, y[..., None, :].expand(*rows.shape[:-1], y.shape[-1]))
 
-# %% ../nbs/11_world_model.ipynb #fe5c78db
-@patch
-def _make_heads(self: WorldModel):
-    c, (V, F_), Z = self.config, self.features.shape, self.config.hidden
-    head = lambda inputs, outputs, sight=1: nn.Sequential(nn.Conv2d(inputs, Z, 3, padding=1), nn.GELU(), nn.Conv2d(Z, Z, 2 * sight + 1, padding=sight), nn.GELU(), nn.Conv2d(Z, outputs, 1))
-    self.decoder = head(c.channels + F_, V + 2)                                 # and two more: reward, termination
-    self.forwards = head(c.channels + F_ + c.actions, V)
-    self.between = head(2 * c.channels + F_ + c.max_gap, c.actions, sight=2)    # two frames can be three steps apart
+    def origin(self,
+        obs: torch.Tensor,  # a batch of frames, as `read`
+    ) -> torch.Tensor:      # int64 [..., 2]
+        """Where in its frame the first cell lies that is read.
+
+        What to add to a place in a latent to get a place in the world."""
+        if not self.config.frame: return torch.zeros(*obs.shape[:-3], 2, dtype=torch.long, device=obs.device)
+        return self.corner(self._read_all(obs))
 
 # %% ../nbs/11_world_model.ipynb #807caaa9
-@patch
-def evidence(self: WorldModel,
-    x: torch.Tensor,     # [..., D], a latent times `gain`, plus noise
-    gain=1.,             # a number, or one for each latent [...]
-    variance=1.,         # of the noise, likewise
-) -> torch.Tensor:       # float [..., V, W, H]
-    "How well each content fits each cell of a noisy latent, as a log-likelihood up to a constant (@eq-likelihood)."
-    table, g, s = self.table.float(), *(torch.as_tensor(t, device=x.device)[..., None, None, None] for t in (gain, variance))
-    return g / s * torch.einsum('...cxy,vc->...vxy', self.shaped(x).float(), table) - g ** 2 / (2 * s) * table.pow(2).sum(1)[:, None, None]
+class Heads(WindowedEncoder):
+    "Decoder, forward and inverse dynamics, as networks; and where the mover is, says a latent."
+    def __init__(self, config: WorldConfig, share: torch.Tensor = None):
+        super().__init__(config, share)
+        c, (V, F_), Z = self.config, self.features.shape, self.config.hidden
+        def head(inputs, outputs, sight=1):
+            first, second = nn.Conv2d(inputs, Z, 3, padding=1), nn.Conv2d(Z, Z, 2 * sight + 1, padding=sight)
+            return nn.Sequential(first, nn.GELU(), second, nn.GELU(), nn.Conv2d(Z, outputs, 1))
+        self.decoder = head(c.channels + F_, V + 2)                                 # and two more: reward, termination
+        self.forwards = head(c.channels + F_ + c.actions, V)
+        self.between = head(2 * c.channels + F_ + c.max_gap, c.actions, sight=2)  # two frames can be three steps apart
 
-@patch
-def whereabouts(self: WorldModel,
-    x: torch.Tensor,     # [..., D], as if seen through noise of size 1
-) -> torch.Tensor:       # float [..., W, H], shares that sum to 1
-    "In which cell the mover is, says the latent alone."
-    fits = self.evidence(x)
-    own = fits.index_select(-3, self.mover).logsumexp(-3) - fits.index_select(-3, self.scenery).logsumexp(-3)
-    return own.flatten(-2).softmax(-1).view_as(own)
+    def evidence(self,
+        x: torch.Tensor,     # [..., D], a latent times `gain`, plus noise
+        gain=1.,             # a number, or one for each latent [...]
+        variance=1.,         # of the noise, likewise
+    ) -> torch.Tensor:       # float [..., V, cols, rows]
+        "How well each content fits each cell of a noisy latent, as a log-likelihood up to a constant (@eq-likelihood)."
+        table = self.table.float()
+        g, s = (torch.as_tensor(t, device=x.device)[..., None, None, None] for t in (gain, variance))
+        product = torch.einsum('...cxy,vc->...vxy', self.shaped(x).float(), table)
+        return g / s * product - g ** 2 / (2 * s) * table.pow(2).sum(1)[:, None, None]
 
-# %% ../nbs/11_world_model.ipynb #c54daeea
-@patch
-def look(self: WorldModel,
-    obs: torch.Tensor,  # uint8 [B, W, H, C]
-) -> torch.Tensor:      # float [B, V, W, H]
-    "A scene as the heads want it: one channel per content."
-    return self.channelled(self.read(obs))
-
-@patch
-def channelled(self: WorldModel, held):
-    "The same of contents that have been read, int64 [..., W, H] -> float [..., V, W, H]."
-    return F.one_hot(held, len(self.config.contents)).float().movedim(-1, -3)
-
-@patch
-def described(self: WorldModel, seen):
-    "A scene [B, V, W, H] with more to go by [B, F, W, H]: what contents have in common. A red door and a blue one are both doors."
-    return torch.einsum('bvxy,vf->bfxy', seen, self.features.to(seen.dtype))
+    def whereabouts(self,
+        x: torch.Tensor,     # [..., D], as if seen through noise of size 1
+    ) -> torch.Tensor:       # float [..., cols, rows], shares that sum to 1
+        "In which cell the mover is, says the latent alone."
+        fits = self.evidence(x)
+        own = fits.index_select(-3, self.mover).logsumexp(-3) - fits.index_select(-3, self.scenery).logsumexp(-3)
+        return own.flatten(-2).softmax(-1).view_as(own)
 
 # %% ../nbs/11_world_model.ipynb #4d09f26e
-@patch
-def decode(self: WorldModel,
-    z: torch.Tensor,      # [B, H, D]
-    seen: torch.Tensor,   # [B, V, W, H] from `look`
-) -> tuple:               # logits of the contents [B, H, V, W, H], of reward [B, H] and of termination [B, H]
-    "Read a frame, its reward and its termination off a latent, next to the scene."
-    V, B, H = len(self.contents), *z.shape[:2]
-    out = self.decoder(torch.cat([self.shaped(z), self.described(seen)[:, None].expand(-1, H, -1, -1, -1)], 2).flatten(0, 1))
-    said = torch.einsum('bhvxy,bhxy->bhv', (out := out.unflatten(0, (B, H)))[:, :, V:], self.whereabouts(z))
-    return out[:, :, :V], said[..., 0], said[..., 1]
+class Decoder(Heads):
+    "Frames, rewards and ends, read off latents next to a scene."
+    def look(self,
+        obs: torch.Tensor,  # uint8 [B, cols, rows, C]
+    ) -> torch.Tensor:      # float [B, V, cols, rows]
+        "A scene as the heads want it: one channel per content."
+        return self.channelled(self.read(obs))
 
-# %% ../nbs/11_world_model.ipynb #49aa8976
-@patch
-def find_agent(self: WorldModel,
-    cells: torch.Tensor,  # logits [..., V, W, H] from `decode`
-) -> tuple:               # pose int64 [..., 3] (x, y, in the window if there is one, and state of the mover's content), and its share of each cell float [..., W, H]
-    "Where a decoded frame shows the mover."
-    chance = cells.softmax(-3).index_select(-3, self.mover)
-    best, (W, H) = chance.flatten(-3).argmax(-1), chance.shape[-2:]
-    state = self.states[self.mover[best // (W * H)]]
-    return torch.stack([best % (W * H) // H, best % H, state], -1), chance.sum(-3)
+    def channelled(self, held):
+        "The same of contents that have been read, int64 [..., cols, rows] -> float [..., V, cols, rows]."
+        return F.one_hot(held, len(self.config.contents)).float().movedim(-1, -3)
+
+    def described(self, seen):
+        """A scene [B, V, cols, rows] with more to go by [B, F, cols, rows]: what contents have in common.
+
+        A red door and a blue one are both doors."""
+        return torch.einsum('bvxy,vf->bfxy', seen, self.features.to(seen.dtype))
+
+    def decode(self,
+        z: torch.Tensor,      # [B, H, D]
+        seen: torch.Tensor,   # [B, V, cols, rows] from `look`
+    ) -> tuple:               # logits of the contents [B, H, V, cols, rows], of reward [B, H] and of termination [B, H]
+        "Read a frame, its reward and its termination off a latent, next to the scene."
+        V, B, H = len(self.contents), *z.shape[:2]
+        scene = self.described(seen)[:, None].expand(-1, H, -1, -1, -1)
+        out = self.decoder(torch.cat([self.shaped(z), scene], 2).flatten(0, 1))
+        said = torch.einsum('bhvxy,bhxy->bhv', (out := out.unflatten(0, (B, H)))[:, :, V:], self.whereabouts(z))
+        return out[:, :, :V], said[..., 0], said[..., 1]
+
+    def find_agent(self,
+        cells: torch.Tensor,  # logits [..., V, cols, rows] from `decode`
+    ) -> tuple:               # pose int64 [..., 3] (x, y, in the window; state), share of each cell [..., cols, rows]
+        "Where a decoded frame shows the mover."
+        chance = cells.softmax(-3).index_select(-3, self.mover)
+        best, (W, H) = chance.flatten(-3).argmax(-1), chance.shape[-2:]
+        state = self.states[self.mover[best // (W * H)]]
+        return torch.stack([best % (W * H) // H, best % H, state], -1), chance.sum(-3)
 
 # %% ../nbs/11_world_model.ipynb #823e6700
 NEIGHBOURS = ((1, 0), (-1, 0), (0, 1), (0, -1))
@@ -380,178 +420,207 @@ def inside(W: int, H: int) -> torch.Tensor:  # bool [4, W, H]
 
 # %% ../nbs/11_world_model.ipynb #54418e9d
 class SceneEncoder(nn.Module):
-    "A frame, read by convolutions that see three cells far (and a scale, of GroupNorm, taken over all cells): what a step can do is a local matter, and what is learned of one cell holds for all."
+    """A frame, read by convolutions that see three cells far (and a scale, of GroupNorm, taken over all cells).
+
+    What a step can do is a local matter, and what is learned of one cell holds for all."""
     def __init__(self, features: int, width: int = 48, depth: int = 2):
         super().__init__()
-        self.enter = nn.Conv2d(features, width, 3, padding=1)
-        with torch.no_grad(): self.enter.weight.mul_((features / 4) ** 0.5)  # of its inputs only a few are not zero: these have to make up for all
-        self.layers = nn.ModuleList([nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 1)) for _ in range(depth)])
+        self.first = nn.Conv2d(features, width, 3, padding=1)
+        with torch.no_grad():
+            self.first.weight.mul_((features / 4) ** 0.5)  # few of its inputs are not zero: these make up for all
+        def layer():
+            return nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
+                                 nn.Conv2d(width, width, 1))
+        self.layers = nn.ModuleList([layer() for _ in range(depth)])
 
-    def forward(self, seen):  # float [b, F, W, H], as `described` -> [b, width, W, H]
-        x = self.enter(seen)
+    def forward(self, seen):  # float [b, F, cols, rows], as `described` -> [b, width, W, H]
+        x = self.first(seen)
         for layer in self.layers: x = x + layer(x)
         return x
 
-# %% ../nbs/11_world_model.ipynb #29e06749
-@patch
-def _make_steps(self: WorldModel):
-    c, (V, F_) = self.config, self.features.shape
-    groups = c.kinds or tuple((v,) for v in c.mover)
-    modes = c.modes or [[0] * V] * (1 + c.changes)
-    self.kinds, Q = len(groups), len(modes)
-    K = Q * self.kinds
-    self.walk = nn.Sequential(SceneEncoder(F_, c.hidden), nn.SiLU(), nn.Conv2d(c.hidden, 2 * K * (K + len(NEIGHBOURS)), 1))
-    keep = lambda name, value: self.register_buffer(name, value, persistent=False)
-    keep('kind', torch.tensor([next(g for g, group in enumerate(groups) if v in group) for v in c.mover]))  # of each of the mover's contents
-    keep('modes', torch.tensor(modes)[:, list(c.scenery)])
-    keep('ways', torch.tensor(NEIGHBOURS)); keep('inside', inside(c.width, c.height))
-    self.register_buffer('trodden', torch.zeros(2, Q, V, dtype=torch.bool))  # in one step, or later; in which mode: is such a cell ever stepped on?
-    self.register_buffer('changed', torch.eye(Q, dtype=torch.bool))          # does one mode ever follow another?
-
 # %% ../nbs/11_world_model.ipynb #77df8277
-@patch
-def step_shares(self: WorldModel,
-    scene: torch.Tensor, # int64 [B, W, H]: contents of scenes
-    later: int,          # 0: of the first step from the scene; 1: of a later one
-    cell: torch.Tensor,  # int64 [B]
-) -> torch.Tensor:       # float [B, from K, to K + 4]
-    "From one cell each, the shares of what a step from there leads to: what `steps` (below) says of all cells, before anything is struck out. It is all that training needs."
-    (see, act, last), K = self.walk, len(self.modes) * self.kinds
-    there = act(see(self.described(self.channelled(scene)))).flatten(2)[torch.arange(len(cell), device=cell.device), :, cell]
-    out = F.linear(there, *(p.flatten(1) if p.ndim > 1 else p for p in (last.weight, last.bias))).float().view(-1, 2, K, K + len(NEIGHBOURS))[:, later]
-    out[:, :, K:] = out[:, :, K:].masked_fill(~self.inside.flatten(1)[:, cell].T[:, None], -1e4)
-    return out.softmax(-1)
+class StepShares(Decoder):
+    "What a step can do, from every place, as shares."
+    def __init__(self, config: WorldConfig, share: torch.Tensor = None):
+        super().__init__(config, share)
+        c, (V, F_) = self.config, self.features.shape
+        groups = c.kinds or tuple((v,) for v in c.mover)
+        modes = c.modes or [[0] * V] * (1 + c.changes)
+        self.kinds, Q = len(groups), len(modes)
+        K = Q * self.kinds
+        shares = nn.Conv2d(c.hidden, 2 * K * (K + len(NEIGHBOURS)), 1)
+        self.walk = nn.Sequential(SceneEncoder(F_, c.hidden), nn.SiLU(), shares)
+        keep = lambda name, value: self.register_buffer(name, value, persistent=False)
+        kind = [next(g for g, group in enumerate(groups) if v in group) for v in c.mover]  # of each content
+        keep('kind', torch.tensor(kind))
+        keep('modes', torch.tensor(modes)[:, list(c.scenery)])
+        keep('ways', torch.tensor(NEIGHBOURS)); keep('inside', inside(c.width, c.height))
+        # in one step, or later; in which mode: is such a cell ever stepped on?
+        self.register_buffer('trodden', torch.zeros(2, Q, V, dtype=torch.bool))
+        self.register_buffer('changed', torch.eye(Q, dtype=torch.bool))          # does one mode ever follow another?
 
-@patch
-def steps(self: WorldModel,
-    seen: torch.Tensor,  # [B, V, W, H] from `look`
-) -> torch.Tensor:       # float [B, 2, K, K + 4, W, H]; K kinds of mover, once per mode, mode first
-    """From each place, the shares of steps that stay in the cell and become each kind, and of those that go to each of `NEIGHBOURS` unchanged: of the first step from now, and of every later one.
+    def step_shares(self,
+        scene: torch.Tensor, # int64 [B, cols, rows]: contents of scenes
+        later: int,          # 0: of the first step from the scene; 1: of a later one
+        cell: torch.Tensor,  # int64 [B]
+    ) -> torch.Tensor:       # float [B, from K, to K + 4]
+        """From one cell each, the shares of what a step from there leads to.
 
-    Once training is over, what never happened in it has no share: steps onto what nobody has stepped on, mode changes nobody has seen."""
-    Q, G = len(self.modes), self.kinds
-    out = self.walk(self.described(seen)).float().unflatten(1, (2, Q, G, Q * G + len(NEIGHBOURS)))
-    stay, go = out.split([Q * G, len(NEIGHBOURS)], 4)
-    go = go.masked_fill(~self.inside, -1e4)
-    if not self.training:
-        free = torch.einsum('bvxy,sqv->bsqxy', seen, self.trodden.to(seen.dtype)) + seen.index_select(1, self.mover).sum(1)[:, None, None] > 0.5  # where the mover stands now one can stand
-        near = torch.stack([free.roll((-dx, -dy), (3, 4)) for dx, dy in NEIGHBOURS], 3)[:, :, :, None]     # [B, 2, Q, 1, 4, W, H]
-        go, stay = go.masked_fill(~near, -1e4), stay.masked_fill(~self.changed.repeat_interleave(G, 1)[:, None, :, None, None], -1e4)
-    return torch.cat([stay, go], 4).softmax(4).flatten(2, 3)
+        What `steps` (below) says of all cells, before anything is struck out. It is all that training needs."""
+        (see, act, last), K = self.walk, len(self.modes) * self.kinds
+        features, i = act(see(self.described(self.channelled(scene)))), torch.arange(len(cell), device=cell.device)
+        out = F.linear(features.flatten(2)[i, :, cell], last.weight.flatten(1), last.bias).float()
+        out = out.view(-1, 2, K, K + len(NEIGHBOURS))[:, later]
+        out[:, :, K:] = out[:, :, K:].masked_fill(~self.inside.flatten(1)[:, cell].T[:, None], -1e4)
+        return out.softmax(-1)
+
+    def steps(self,
+        seen: torch.Tensor,  # [B, V, cols, rows] from `look`
+    ) -> torch.Tensor:       # float [B, 2, K, K + 4, W, H]; K kinds of mover, once per mode, mode first
+        """From each place, the shares of steps that stay in the cell and become each kind, and of those that go to
+        each of `NEIGHBOURS` unchanged: of the first step from now, and of every later one.
+
+        Once training is over, what never happened in it has no share: steps onto what nobody has stepped on, mode
+        changes nobody has seen."""
+        Q, G = len(self.modes), self.kinds
+        out = self.walk(self.described(seen)).float().unflatten(1, (2, Q, G, Q * G + len(NEIGHBOURS)))
+        stay, go = out.split([Q * G, len(NEIGHBOURS)], 4)
+        go = go.masked_fill(~self.inside, -1e4)
+        if not self.training:
+            now = seen.index_select(1, self.mover).sum(1)[:, None, None]  # where the mover stands one can stand
+            free = torch.einsum('bvxy,sqv->bsqxy', seen, self.trodden.to(seen.dtype)) + now > 0.5
+            near = torch.stack([free.roll((-dx, -dy), (3, 4)) for dx, dy in NEIGHBOURS], 3)[:, :, :, None]
+            never = ~self.changed.repeat_interleave(G, 1)[:, None, :, None, None]
+            go, stay = go.masked_fill(~near, -1e4), stay.masked_fill(never, -1e4)
+        return torch.cat([stay, go], 4).softmax(4).flatten(2, 3)
 
 # %% ../nbs/11_world_model.ipynb #bcb1811a
-@patch
-def spots(self: WorldModel,
-    held: torch.Tensor,          # int64 [B, H, W, H]: contents of frames without noise
-    scene: torch.Tensor = None,  # int64 [B, W, H]: contents of their scenes; default the first frames
-) -> tuple:                      # all int64 [B, H]: which of the mover's contents, in which cell, in which mode (-1: the frame does not tell)
-    "Where the mover is."
-    moves = torch.isin(held, self.mover)
-    cell = moves.flatten(2).int().argmax(-1)
-    content = torch.searchsorted(self.mover, held.flatten(2).gather(2, cell[..., None])[..., 0])
-    if self.config.changes: return content, cell, self._changed(held, moves, held[:, 0] if scene is None else scene)
-    if len(self.modes) == 1: return content, cell, torch.zeros_like(cell)
-    count = F.one_hot(held, len(self.contents)).flatten(2, 3).sum(2)[..., self.scenery].clamp(max=2)
-    far, mode = (count[:, :, None] - self.modes).abs().sum(-1).min(-1)
-    return content, cell, torch.where(far == 0, mode, -1)
+class Whereabouts(StepShares):
+    "Where the mover is in a real frame, and in which mode the world is."
+    def spots(self,
+        held: torch.Tensor,          # int64 [B, H, W, H]: contents of frames without noise
+        scene: torch.Tensor = None,  # int64 [B, cols, rows]: contents of their scenes; default the first frames
+    ) -> tuple:                      # all int64 [B, H]: which of its contents, which cell, which mode (-1: unknown)
+        "Where the mover is."
+        moves = torch.isin(held, self.mover)
+        cell = moves.flatten(2).int().argmax(-1)
+        content = torch.searchsorted(self.mover, held.flatten(2).gather(2, cell[..., None])[..., 0])
+        if self.config.changes: return content, cell, self._changed(held, moves, held[:, 0] if scene is None else scene)
+        if len(self.modes) == 1: return content, cell, torch.zeros_like(cell)
+        count = F.one_hot(held, len(self.contents)).flatten(2, 3).sum(2)[..., self.scenery].clamp(max=2)
+        far, mode = (count[:, :, None] - self.modes).abs().sum(-1).min(-1)
+        return content, cell, torch.where(far == 0, mode, -1)
 
-@patch
-def ground(self: WorldModel, scene):
-    "Where the mover can be without anything having changed, bool [..., W, H]: on what has been stepped on at once, and where it stands in the scene, int64 [..., W, H]."
-    return self.trodden[0].any(0)[scene] | torch.isin(scene, self.mover)
+    def ground(self, scene):
+        """Where the mover can be without anything having changed, bool [..., cols, rows].
 
-@patch
-def _changed(self: WorldModel, held, moves, scene):
-    "1 where a frame shows other scenery than its scene, or the mover where it could not have been [B, H]."
-    other = (held != scene[:, None]) & ~torch.isin(scene, self.mover)[:, None]
-    return torch.where(moves, ~self.ground(scene)[:, None], other).flatten(2).any(2).long()
+        On what has been stepped on at once, and where it stands in the scene, int64 [..., cols, rows]."""
+        return self.trodden[0].any(0)[scene] | torch.isin(scene, self.mover)
+
+    def _changed(self, held, moves, scene):
+        "1 where a frame shows other scenery than its scene, or the mover where it could not have been [B, H]."
+        other = (held != scene[:, None]) & ~torch.isin(scene, self.mover)[:, None]
+        return torch.where(moves, ~self.ground(scene)[:, None], other).flatten(2).any(2).long()
 
 # %% ../nbs/11_world_model.ipynb #ba2fa2ff
-@patch
-def step_loss(self: WorldModel,
-    shares: torch.Tensor, # [B, K, K + 4] from `step_shares`, where the mover is
-    spots: tuple,         # of two frames a step apart, from `spots`
-) -> torch.Tensor:        # [B], 0 where the frames do not tell
-    "Negative log-likelihood of what happened."
-    (content, cell, mode), across, K = spots, self.config.height, shares.shape[1]
-    mode = torch.where(mode < 0, mode.flip(1), mode)  # while the mover hides what would tell, nothing else changes
-    state = mode * self.kinds + self.kind[content]
-    shares = shares[torch.arange(len(cell), device=cell.device), state[:, 0].clamp(min=0)]  # [B, to]
-    apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)    # [B, 1, 2]
-    near = (apart == self.ways).all(-1)                                     # [B, 4]
-    stays, goes = (apart == 0).all(-1)[:, 0], near.any(-1) & (state[:, 0] == state[:, 1])
-    to = torch.where(stays, state[:, 1], K + near.int().argmax(-1)).clamp(min=0)
-    return -shares.gather(1, to[:, None])[:, 0].clamp(min=1e-9).log() * ((mode >= 0).all(1) & (stays | goes))
+class StepLoss(Whereabouts):
+    "How surprising a step was."
+    def step_loss(self,
+        shares: torch.Tensor, # [B, K, K + 4] from `step_shares`, where the mover is
+        spots: tuple,         # of two frames a step apart, from `spots`
+    ) -> torch.Tensor:        # [B], 0 where the frames do not tell
+        "Negative log-likelihood of what happened."
+        (content, cell, mode), across, K = spots, self.config.height, shares.shape[1]
+        mode = torch.where(mode < 0, mode.flip(1), mode)  # while the mover hides what would tell, nothing else changes
+        state = mode * self.kinds + self.kind[content]
+        shares = shares[torch.arange(len(cell), device=cell.device), state[:, 0].clamp(min=0)]  # [B, to]
+        apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)    # [B, 1, 2]
+        near = (apart == self.ways).all(-1)                                     # [B, 4]
+        stays, goes = (apart == 0).all(-1)[:, 0], near.any(-1) & (state[:, 0] == state[:, 1])
+        to = torch.where(stays, state[:, 1], K + near.int().argmax(-1)).clamp(min=0)
+        return -shares.gather(1, to[:, None])[:, 0].clamp(min=1e-9).log() * ((mode >= 0).all(1) & (stays | goes))
 
 # %% ../nbs/11_world_model.ipynb #a1232715
-@patch
-def remember(self: WorldModel,
-    later: int,           # 0: scenes are the first frames; 1: they are older
-    scene: torch.Tensor,  # int64 [B, W, H]: contents of the scenes
-    spots: tuple,         # of two frames a step apart, from `spots`
-    known: torch.Tensor,  # bool [B]: which of them are steps
-):
-    "Note what can be stepped on, and which mode follows which."
-    (_, cell, mode), Q, V = spots, len(self.modes), len(self.contents)
-    told = (mode >= 0).all(1)
-    mode = torch.where(mode < 0, mode.flip(1), mode)
-    moved = (cell[:, 0] != cell[:, 1]) & (mode[:, 0] >= 0)
-    ground = scene.flatten(1).gather(1, cell[:, 1:])[:, 0]
-    self.trodden[later] |= _seen(mode[:, 0] * V + ground, moved & known, Q * V).view(Q, V)
-    self.changed |= _seen(mode[:, 0] * Q + mode[:, 1], told & known, Q * Q).view(Q, Q)
-
 def _seen(index, which, n):
     "Which of n things are among `index` [B], where `which` [B] is true: bool [n], without asking the device how many."
-    return torch.zeros(n + 1, dtype=torch.bool, device=index.device).index_fill_(0, torch.where(which, index, n), True)[:n]
+    seen = torch.zeros(n + 1, dtype=torch.bool, device=index.device)
+    return seen.index_fill_(0, torch.where(which, index, n), True)[:n]
+
+class StepMemory(StepLoss):
+    "What has ever been stepped on, and which mode has ever followed which."
+    def remember(self,
+        later: int,           # 0: scenes are the first frames; 1: they are older
+        scene: torch.Tensor,  # int64 [B, cols, rows]: contents of the scenes
+        spots: tuple,         # of two frames a step apart, from `spots`
+        known: torch.Tensor,  # bool [B]: which of them are steps
+    ):
+        "Note what can be stepped on, and which mode follows which."
+        (_, cell, mode), Q, V = spots, len(self.modes), len(self.contents)
+        told = (mode >= 0).all(1)
+        mode = torch.where(mode < 0, mode.flip(1), mode)
+        moved = (cell[:, 0] != cell[:, 1]) & (mode[:, 0] >= 0)
+        ground = scene.flatten(1).gather(1, cell[:, 1:])[:, 0]
+        self.trodden[later] |= _seen(mode[:, 0] * V + ground, moved & known, Q * V).view(Q, V)
+        self.changed |= _seen(mode[:, 0] * Q + mode[:, 1], told & known, Q * Q).view(Q, Q)
 
 # %% ../nbs/11_world_model.ipynb #573cf85b
-@patch
-def forward_dynamics(self: WorldModel, z, action, seen):
-    "Logits [B, V, W, H] of the contents after int64 action [B] in latent z [B, D]."
-    spread = F.one_hot(action, self.config.actions).to(z)[:, :, None, None].expand(-1, -1, *seen.shape[-2:])
-    return self.forwards(torch.cat([self.shaped(z), self.described(seen), spread], 1))
+class Dynamics(StepMemory):
+    "Forward and inverse dynamics."
+    def forward_dynamics(self, z, action, seen):
+        "Logits [B, V, cols, rows] of the contents after int64 action [B] in latent z [B, D]."
+        spread = F.one_hot(action, self.config.actions).to(z)[:, :, None, None].expand(-1, -1, *seen.shape[-2:])
+        return self.forwards(torch.cat([self.shaped(z), self.described(seen), spread], 1))
 
-@patch
-def imagine(self: WorldModel, z, action, seen):
-    "The latent [B, D] of the most likely contents after an action: a step of a roll-out."
-    return self.embed(self.forward_dynamics(z, action, seen).argmax(1))
+    def imagine(self, z, action, seen):
+        "The latent [B, D] of the most likely contents after an action: a step of a roll-out."
+        return self.embed(self.forward_dynamics(z, action, seen).argmax(1))
 
-@patch
-def inverse_dynamics(self: WorldModel, z, later, gap, seen):
-    "Logits [B, A] of the action taken at z [B, D] on the way to `later` [B, D], `gap` steps on (int64 [B], 1 .. max_gap)."
-    spread = F.one_hot(gap - 1, self.config.max_gap).to(z)[:, :, None, None].expand(-1, -1, *seen.shape[-2:])
-    return torch.einsum('baxy,bxy->ba', self.between(torch.cat([self.shaped(z), self.shaped(later), self.described(seen), spread], 1)), self.whereabouts(z))
+    def inverse_dynamics(self, z, later, gap, seen):
+        """Logits [B, A] of the action taken at z [B, D] on the way to `later` [B, D], `gap` steps on (int64 [B], 1
+        .. max_gap)."""
+        spread = F.one_hot(gap - 1, self.config.max_gap).to(z)[:, :, None, None].expand(-1, -1, *seen.shape[-2:])
+        said = self.between(torch.cat([self.shaped(z), self.shaped(later), self.described(seen), spread], 1))
+        return torch.einsum('baxy,bxy->ba', said, self.whereabouts(z))
 
-@patch
-def freeze(self: WorldModel):
-    "No more training: the table of embeddings is what the planner's noise levels are measured against."
-    return self.eval().requires_grad_(False)
+    def freeze(self):
+        "No more training: the table of embeddings is what the planner's noise levels are measured against."
+        return self.eval().requires_grad_(False)
 
 # %% ../nbs/11_world_model.ipynb #c77f2d17
-@patch
-def forward(self: WorldModel,
-    batch: dict,   # scene [B,W,H,C]; frames [B,3,W,H,C] at t, t+1 and t+gap; action, gap [B]; success, terminated [B,3]
-    generator: torch.Generator,
-) -> dict:         # the parts of the loss
-    "Reconstruction, reward, termination, forward and inverse dynamics, every head reading a noisy latent; and the steps that were taken."
-    held = self.read(batch['frames'])
-    z = self.embed(held)
-    noisy = z + self.config.latent_noise * torch.randn(z.shape, generator=generator, device=z.device)
-    scene, B = self.read(batch['scene']), len(z)
-    seen = self.channelled(scene)
-    cells, reward, end = self.decode(noisy[:, :2], seen)
-    acts, action, bce = batch['action'] >= 0, batch['action'].clamp(min=0), F.binary_cross_entropy_with_logits
-    ahead = F.cross_entropy(self.forward_dynamics(noisy[:, 0], action, seen), held[:, 1], reduction='none').sum((1, 2))
-    inverse = self.inverse_dynamics(noisy[:, 0], noisy[:, 2], batch['gap'], seen)
-    known, steps = acts | batch['terminated'][:, 0], 0  # where an episode has ended, nobody moves any more
-    for later, before in enumerate((held[:, 0], scene)):
-        spots = self.spots(held[:, :2], before)
-        steps = steps + self.step_loss(self.step_shares(before, later, spots[1][:, 0]), spots)
-        if self.training: self.remember(later, before, spots, known)
-    return dict(steps=(steps * known).mean(),
-                cells=F.cross_entropy(cells.flatten(0, 1), held[:, :2].flatten(0, 1), reduction='sum') / (2 * B),
-                reward=bce(reward, batch['success'][:, :2].float()), end=bce(end, batch['terminated'][:, :2].float()),
-                forward=(ahead * acts).mean(), inverse=(F.cross_entropy(inverse, action, reduction='none') * acts).mean())
+class WorldModel(Dynamics):
+    """A frame becomes a small picture of `channels` numbers per cell; heads read it next to the scene it lives in.
+
+    The heads see the *scene*, a clean frame from the start of the plan, so the latent needs to carry only what the
+    scene cannot tell. They are convolutions: what they learn of one cell holds for all. Raises `ValueError` for a
+    configuration without contents."""
+    def forward(self,
+        batch: dict,   # scene; frames [B, 3, ...] at t, t+1 and t+gap; action, gap [B]; success, terminated [B, 3]
+        generator: torch.Generator,
+    ) -> dict:         # the parts of the loss
+        """Reconstruction, reward, termination, forward and inverse dynamics, every head reading a noisy latent.
+
+        And the steps that were taken."""
+        held = self.read(batch['frames'])
+        z = self.embed(held)
+        noisy = z + self.config.latent_noise * torch.randn(z.shape, generator=generator, device=z.device)
+        scene, B = self.read(batch['scene']), len(z)
+        seen = self.channelled(scene)
+        cells, reward, end = self.decode(noisy[:, :2], seen)
+        acts, action, bce = batch['action'] >= 0, batch['action'].clamp(min=0), F.binary_cross_entropy_with_logits
+        ahead = self.forward_dynamics(noisy[:, 0], action, seen)
+        ahead = F.cross_entropy(ahead, held[:, 1], reduction='none').sum((1, 2))
+        inverse = self.inverse_dynamics(noisy[:, 0], noisy[:, 2], batch['gap'], seen)
+        known, steps = acts | batch['terminated'][:, 0], 0  # where an episode has ended, nobody moves any more
+        for later, before in enumerate((held[:, 0], scene)):
+            spots = self.spots(held[:, :2], before)
+            steps = steps + self.step_loss(self.step_shares(before, later, spots[1][:, 0]), spots)
+            if self.training: self.remember(later, before, spots, known)
+        return dict(steps=(steps * known).mean(),
+                    cells=F.cross_entropy(cells.flatten(0, 1), held[:, :2].flatten(0, 1), reduction='sum') / (2 * B),
+                    reward=bce(reward, batch['success'][:, :2].float()),
+                    end=bce(end, batch['terminated'][:, :2].float()),
+                    forward=(ahead * acts).mean(),
+                    inverse=(F.cross_entropy(inverse, action, reduction='none') * acts).mean())
 
 def world_loss(model, batch, generator): return model(batch, generator)
 
@@ -567,11 +636,12 @@ def world_batches(
         episode, start = windows.draw(size, generator)
         gap = torch.randint(1, max_gap + 1, (size,), generator=generator)
         t = torch.randint(0, longest + 1, (size,), generator=generator).numpy()
-        t = start + (t * torch.rand(size, generator=generator).numpy()).astype(int)  # near frames more often than far ones
+        t = start + (t * torch.rand(size, generator=generator).numpy()).astype(int)  # near frames more often than far
         t = t.clip(max=windows.length[episode])
         offsets = (t - start)[:, None] + torch.stack([torch.zeros_like(gap), torch.ones_like(gap), gap], 1).numpy()
         tokens = windows.tokens(episode, start, offsets)
-        return dict(scene=windows.frames(episode, start), frames=windows.frames(episode[:, None], tokens['time']), gap=gap,
+        return dict(scene=windows.frames(episode, start), gap=gap,
+                    frames=windows.frames(episode[:, None], tokens['time']),
                     action=torch.from_numpy(tokens['action'][:, 0].astype('int64')),
                     success=torch.from_numpy(tokens['success']), terminated=torch.from_numpy(tokens['terminated']))
     return make
@@ -586,12 +656,15 @@ def make_world(
     patch: int = 8,         # pixels of a cell, where frames are pixels
     **options,              # fields of `WorldConfig`, e.g. channels=4
 ) -> WorldModel:
-    "An untrained world model for this data. What only last frames show counts, too: an arrow on the goal is a picture of its own."
+    """An untrained world model for this data.
+
+    What only last frames show counts, too: an arrow on the goal is a picture of its own."""
     if windows.view == 'rgb': options['patch'] = patch
     look = lambda e, t: patches(windows.frames(e, t), patch) if windows.view == 'rgb' else windows.frames(e, t)
     after = lambda e, t: look(e, np.minimum(t + 1, windows.length[e]))
     g = torch.Generator().manual_seed(seed)
-    (episode, start), last = windows.draw(frames, g), np.flatnonzero(windows.terminated if windows.terminated.any() else windows.length > 0)[:frames]
+    (episode, start), ended = windows.draw(frames, g), windows.terminated
+    last = np.flatnonzero(ended if ended.any() else windows.length > 0)[:frames]
     some, ends = look(episode, start), look(last, windows.length[last])
     contents, _ = find_contents(torch.cat([some, ends]))
     check_contents(contents)
@@ -610,9 +683,11 @@ def make_world(
 
 # %% ../nbs/11_world_model.ipynb #7c7043fb
 def _find_window(frames, contents):
-    "Fields of `WorldConfig` for a window: what the edge of the frames is made of lies outside, and the largest extent of everything else inside."
-    held = name_cells(frames, contents)[0]  # [N, W, H]
+    """Fields of `WorldConfig` for a window: what the edge of the frames is made of lies outside, and the largest
+    extent of everything else inside."""
+    held = name_cells(frames, contents)[0]  # [N, cols, rows]
     edge = torch.cat([held[:, 0].flatten(), held[:, -1].flatten(), held[:, :, 0].flatten(), held[:, :, -1].flatten()])
     there = held != (background := int(edge.mode().values))
     extent = lambda t: int((t.shape[1] - t.int().argmax(1) - t.flip(1).int().argmax(1)).max())
-    return dict(width=extent(there.any(2)), height=extent(there.any(1)), frame=tuple(held.shape[1:]), background=background)
+    return dict(width=extent(there.any(2)), height=extent(there.any(1)), frame=tuple(held.shape[1:]),
+                background=background)

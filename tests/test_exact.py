@@ -879,3 +879,52 @@ def test_an_evaluation_carries_its_warning(crossing):
     report = evaluate(blind, 8, seed=5_000_000, progress=False)
     assert report['warning'] == promise_warning(report) != ''
     assert evaluate(crossing, 2, seed=5_000_000, progress=False)['warning'] == ''
+
+
+def test_the_oracle_says_what_the_denoiser_says(crossing):
+    "The posterior is the denoiser's own belief; arrivals are those of pure noise; both are log-probabilities."
+    model = crossing.planner.model
+    obs = torch.stack(Rooms(crossing.env_id, [5_000_000, 5_000_001], model.config).obs)
+    with torch.no_grad(): scene = model.observe(obs)
+    z0, g = model.latent_now(scene), torch.Generator().manual_seed(0)
+    times, k = torch.tensor([[0., 3., 9.]]).expand(2, 3), torch.tensor([[0, 60, 90]]).expand(2, 3)
+    x = add_noise(model.schedule, torch.stack([z0] * 3, 1), k, torch.randn(2, 3, z0.shape[1], generator=g))
+    with torch.no_grad():
+        torch.testing.assert_close(model.posterior(x, k, times, scene), model(x, k, times, scene).heads['place'])
+        later = model.arrival(scene, 5)
+    assert later.shape[:2] == (2, 5)
+    torch.testing.assert_close(later.exp().flatten(2).sum(2), torch.ones(2, 5))
+
+
+def test_the_oracle_knows_how_soon_one_can_be_anywhere(crossing):
+    "Lawful in time exactly where the room's own rules say so: every pose of a room, at its exact distance and one step before."
+    from ldp_tut.envs import distance_to
+    model = crossing.planner.model
+    rooms = layouts(ENV, [5_000_000])
+    scene, (x0, y0, d0) = model.observe(rooms.observe()), rooms.pose[0].tolist()
+    poses = torch.tensor([(x, y, d) for x in range(1, 8) for y in range(1, 8) for d in range(4) if rooms.cells[0, x, y, 0] == EMPTY and (x, y, d) != (x0, y0, d0)])[::7]
+    far = distance_to(rooms.cells.expand(len(poses), -1, -1, -1), poses)[torch.arange(len(poses)), d0, x0, y0].float()
+    many = lambda t: t if not t.numel() else t.expand(len(poses), *t.shape[1:])
+    scene = type(scene)(*(many(t) for t in scene))
+    z = torch.stack([model.latent_now(scene), model.world.encode(paint_agent(rooms.cells.expand(len(poses), -1, -1, -1), poses))], 1)
+    in_time = lambda n: model.lawful(z, torch.stack([torch.zeros_like(n), n], 1), scene)[:, 0]
+    assert in_time(far).all() and not in_time(far - 1).any()
+
+
+def test_old_names_of_weights_are_known():
+    "A file with the names of the first release loads, and nothing in it is left over."
+    from ldp_tut.exact import checkpoint_shelf, load_denoiser, renamed
+    from ldp_tut.train import load_checkpoint
+    tensors, _ = load_checkpoint(checkpoint_shelf() / 'doorkey-5x5.safetensors')
+    model, _ = load_denoiser('doorkey-5x5')
+    own = model.state_dict()
+    assert {renamed(n) for n in tensors} == set(own) and len(tensors) == len(own)
+    assert all(renamed(n) == n for n in own), 'today\'s names stay as they are'
+
+
+@pytest.mark.parametrize('module', ['world', 'exact', 'chain_planner', 'chain_training', 'bench'])
+def test_every_public_name_is_something(module):
+    "fastcore's `patch` leaves `None` behind under the name of every method; these modules have none."
+    from importlib import import_module
+    m = import_module(f'ldp_tut.{module}')
+    assert m.__all__ and all(getattr(m, name) is not None for name in vars(m) if not name.startswith('__'))
