@@ -70,7 +70,7 @@ def place_loss(
     held: torch.Tensor,  # int64 [B, H, cols, rows], contents
 ) -> tuple:              # two of [B, H]
     "Negative log-likelihood of the mover's place and, summed over the other cells, of the scenery."
-    content, cell, _ = world.spots(held)
+    content, cell, _ = world.locate(held)
     moves = torch.isin(held, world.mover)
     index = torch.searchsorted(world.scenery, held).clamp(max=len(world.scenery) - 1)
     at = content * moves[0, 0].numel() + cell

@@ -497,7 +497,7 @@ class StepShares(Decoder):
 # %% ../nbs/11_world_model.ipynb #bcb1811a
 class Whereabouts(StepShares):
     "Where the mover is in a real frame, and in which mode the world is."
-    def spots(self,
+    def locate(self,
         held: torch.Tensor,          # int64 [B, H, W, H]: contents of frames without noise
         scene: torch.Tensor = None,  # int64 [B, cols, rows]: contents of their scenes; default the first frames
     ) -> tuple:                      # all int64 [B, H]: which of its contents, which cell, which mode (-1: unknown)
@@ -527,7 +527,7 @@ class StepLoss(Whereabouts):
     "How surprising a step was."
     def step_loss(self,
         shares: torch.Tensor, # [B, K, K + 4] from `step_shares`, where the mover is
-        spots: tuple,         # of two frames a step apart, from `spots`
+        spots: tuple,         # of two frames a step apart, from `locate`
     ) -> torch.Tensor:        # [B], 0 where the frames do not tell
         "Negative log-likelihood of what happened."
         (content, cell, mode), across, K = spots, self.config.height, shares.shape[1]
@@ -551,7 +551,7 @@ class StepMemory(StepLoss):
     def remember(self,
         later: int,           # 0: scenes are the first frames; 1: they are older
         scene: torch.Tensor,  # int64 [B, cols, rows]: contents of the scenes
-        spots: tuple,         # of two frames a step apart, from `spots`
+        spots: tuple,         # of two frames a step apart, from `locate`
         known: torch.Tensor,  # bool [B]: which of them are steps
     ):
         "Note what can be stepped on, and which mode follows which."
@@ -612,7 +612,7 @@ class WorldModel(Dynamics):
         inverse = self.inverse_dynamics(noisy[:, 0], noisy[:, 2], batch['gap'], seen)
         known, steps = acts | batch['terminated'][:, 0], 0  # where an episode has ended, nobody moves any more
         for later, before in enumerate((held[:, 0], scene)):
-            spots = self.spots(held[:, :2], before)
+            spots = self.locate(held[:, :2], before)
             steps = steps + self.step_loss(self.step_shares(before, later, spots[1][:, 0]), spots)
             if self.training: self.remember(later, before, spots, known)
         return dict(steps=(steps * known).mean(),

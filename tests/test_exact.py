@@ -207,7 +207,7 @@ def test_something_has_changed_exactly_when_a_door_has(house, doors):
         frames = house.frames([e] * len(t), t)
         state = torch.where(frames[..., 0] == AGENT, 0, frames[..., 2])[:, (frames[..., 0] == DOOR).any(0)]  # of every door; under the agent it is open
         truth, held = (state != state[0]).any(1).long(), doors.read(frames)
-        mode = doors.spots(held[None], held[:1])[2][0]
+        mode = doors.locate(held[None], held[:1])[2][0]
         right, told = right + int((mode == truth).sum()), told + len(t)
         assert mode[0] == 0
     assert right == told and told > 1000
@@ -239,7 +239,7 @@ def test_change_is_seen_in_clean_frames_and_not_in_noise(house, doors):
     z = torch.stack([m.world.encode(frames), m.world.encode(then), 0 * m.world.encode(then)], 1)
     k = torch.tensor([[0, 0, 100]]).expand(100, 3)
     hint = m.hint(evidence(m.world, z, k, m.schedule), k, times, scene).detach()
-    truth = m.world.spots(torch.stack([m.world.read(then)] * 2, 1), m.world.read(frames))[2][:, 0]
+    truth = m.world.locate(torch.stack([m.world.read(then)] * 2, 1), m.world.read(frames))[2][:, 0]
     assert 10 < truth.sum() < 90 and (hint[:, 0].argmax(-1) == 0).all()
     assert (hint[:, 1].argmax(-1) == truth).all() and hint[:, 2].diff(dim=-1).abs().max() < 0.1
 
@@ -421,7 +421,7 @@ def test_what_a_taken_step_costs_is_what_the_chain_says(env_id, policy):
     data = Windows(collect(env_id, policy, 40, seed=0, progress=False))
     world, (e, t) = make_world(data, modes=True).train(), data.draw(64, torch.Generator().manual_seed(3))
     held = torch.stack([world.read(data.frames(e, np.minimum(t + d, data.length[e]))) for d in (0, 1)], 1)
-    steps, (content, cell, mode) = world.steps(world.look(data.frames(e, t)))[:, 0], world.spots(held)
+    steps, (content, cell, mode) = world.steps(world.look(data.frames(e, t)))[:, 0], world.locate(held)
     loss = world.step_loss(world.step_shares(held[:, 0], 0, cell[:, 0]), (content, cell, mode))
     place = torch.zeros(64, 2, steps.shape[1], held.shape[2] * held.shape[3])
     known = (mode >= 0).all(1)
