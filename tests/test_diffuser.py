@@ -255,10 +255,15 @@ def test_a_model_of_another_version_is_refused_in_one_sentence(model, tmp_path, 
     with pytest.raises(CheckpointError, match=match): load_diffuser(path)
 
 
-def test_a_run_resumed_on_other_data_is_refused(tmp_path):
-    "Its normaliser holds the first data's limits; every plan would be off by a scale."
-    from ldp_tut.diffuser import train_diffuser
-    config = DiffuserConfig(4, 2, width=16, mults=(1,), goal_dims=2)
-    run = lambda seed: train_diffuser(Slices(line(20, seed=seed)), config, (4, 8), TrainConfig(steps=2, save_every=1), 4, tmp_path / 'run.safetensors', 'cpu', False)
-    run(0); run(0)
-    with pytest.raises(CheckpointError, match='data'): run(1)
+def test_a_run_goes_on_with_its_own_data_only(tmp_path):
+    "Other numbers, another cut, other lengths or another model: refused by name, and the file is left as it was."
+    path, train = tmp_path / 'run.safetensors', TrainConfig(steps=2, warmup=1)
+    def go(seed=0, stride=2, tokens=(8, 8), batch=4, **c):
+        config = DiffuserConfig(**(dict(state_dim=4, action_dim=2, stride=stride, goal_dims=2, width=8, mults=(1, 1)) | c))
+        return train_diffuser(Slices(line(20, seed=seed), stride), config, tokens, train, batch, path, 'cpu', False)
+    first, before = go(), path.read_bytes()
+    again = go()                                              # the same: nothing to do
+    assert torch.equal(first.normaliser.scale, again.normaliser.scale)
+    for change, name in ((dict(seed=1), 'data'), (dict(stride=4), 'stride'), (dict(tokens=(8, 16)), 'tokens'), (dict(batch=8), 'batch'), (dict(shift=1.), 'model.shift')):
+        with pytest.raises(CheckpointError, match=name): go(**change)
+    assert path.read_bytes() == before
