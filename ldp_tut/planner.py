@@ -52,7 +52,8 @@ class Rewards:
         ends = data.action_start + data.length - 1
         inside = np.ones(len(data.reward), bool); inside[ends] = False
         if high <= 0 and low == high:
-            raise ValueError(f'every reward in these data is {low:g}: nothing in them pays, so nothing can be planned for')
+            raise ValueError(f'every reward in these data is {low:g}: nothing in them pays, '
+                             'so nothing can be planned for')
         if high > 0 and not data.reward[inside].any(): return cls('end', 0., 1.)
         return cls('step', min(low, 0.) if data.terminated.any() else low, high)
 
@@ -81,7 +82,9 @@ class Denoiser(Protocol):
     longest: int  # steps to the farthest token it was trained on
 
     def __call__(self, x, k, times, scene) -> Prediction:
-        "x [B, H, *latent] at levels k [B, H], times [B, H] in steps, scene [b, ...] with B a multiple of b; the head `reward` [B, H, 1] is a logit."
+        """x [B, H, *latent] at levels k [B, H], times [B, H] in steps, scene [b, ...], B a multiple of b.
+
+        The head `reward` [B, H, 1] is a logit."""
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -176,12 +179,15 @@ class DenoisingLoss:
                     action=0.1 * weigh(action_error(p.heads['action'], batch['action'], self.world.actions),
                                        valid * acted(batch['action'])))
 
-def acted(action): return (action >= 0).float() if action.ndim == 2 else torch.ones(action.shape[:2], device=action.device)
+def acted(action):
+    "1 where an action was taken [B, H]; discrete ones are -1 past an end."
+    return (action >= 0).float() if action.ndim == 2 else torch.ones_like(action[..., 0])
 
 def action_error(said, action, actions):
     "Of each token [B, H]: cross-entropy, or squared error."
     if not actions: return (said.float() - action).pow(2).mean(-1)
-    return F.cross_entropy(said.float().flatten(0, 1), action.clamp(min=0).flatten(), reduction='none').view(action.shape)
+    error = F.cross_entropy(said.float().flatten(0, 1), action.clamp(min=0).flatten(), reduction='none')
+    return error.view(action.shape)
 
 # %% ../nbs/13_planner.ipynb #3474806f
 @dataclass(frozen=True)
@@ -205,7 +211,9 @@ class PlanConfig:
     def __post_init__(self):
         for name in ('horizons', 'candidates', 'far_iterations', 'iterations', 'tokens', 'stride', 'near', 'replan'):
             check_count(getattr(self, name), name)
-        if self.near > self.tokens: raise ValueError(f'near={self.near} of tokens={self.tokens} cannot stand close: choose near at most {self.tokens}')
+        if self.near > self.tokens:
+            raise ValueError(f'near={self.near} of tokens={self.tokens} cannot stand close: '
+                             f'choose near at most {self.tokens}')
         if self.replan > self.near * self.stride and self.tokens > self.near:
             raise ValueError(f'replan={self.replan} executes more steps than the {self.near} near tokens of '
                              f'{self.stride} steps reach: raise near or stride, or replan sooner')
@@ -259,15 +267,16 @@ def oddness(planner, x, times, scene, seed: int = 0, level: float = 0.5, draws: 
     k = torch.zeros_like(times).long()
     k[:, -1] = round(level * net.schedule.K)
     noise = seeded_noise([seed + j for j in range(draws)], *x.shape[1:]).to(x)
-    total = 0.
-    for e in noise:
-        guess = net(add_noise(net.schedule, x, k, e.expand_as(x)), k, times, scene).x0[:, -1]
-        total = total + (guess - x[:, -1]).pow(2).flatten(1).mean(1)
-    return total / draws
+    many, rows = (lambda t: t.repeat_interleave(draws, 0)), len(x)   # all draws in one batch
+    noisy = add_noise(net.schedule, many(x), many(k), noise.repeat(rows, *[1] * (x.ndim - 1)))
+    guess = net(noisy, many(k), many(times), scene).x0[:, -1]
+    return (guess - many(x[:, -1])).pow(2).flatten(1).mean(1).view(rows, draws).mean(1)
 
 # %% ../nbs/13_planner.ipynb #889c88f4
 def believable(far: Far, slack: float) -> torch.Tensor:
-    "Far tokens that pay (at least half as much as the best one) and are almost as plausible as the most plausible of those: bool [B, N]."
+    """Which far tokens are worth a plan: bool [B, N].
+
+    They pay at least half as much as the best one, and are almost as plausible as the most plausible of those."""
     pays = far.reward >= 0.5 * far.reward.amax(1, keepdim=True)
     odd = far.odd.masked_fill(~pays, torch.inf)
     return odd <= odd.amin(1, keepdim=True) + slack
@@ -278,7 +287,7 @@ def earliest_believable(planner, z0, far: Far) -> tuple:
     return first.argmin(1), first.amin(1)
 
 def first_passage(planner, z0, far: Far) -> tuple:
-    "*When*: of the believable far tokens the one the world says is nearest in steps, and a share `haste` of that many steps."
+    "*When*: the believable far token that is fewest steps away, says the world; and a share `haste` of those steps."
     N = far.n.shape[1]
     steps = planner.world.steps_between(z0.repeat_interleave(N, 0), far.z.flatten(0, 1)).view_as(far.reward)
     steps, at = steps.masked_fill(~believable(far, planner.config.slack), torch.inf).min(1)
@@ -294,7 +303,9 @@ WHEN = dict(passage=first_passage, believable=earliest_believable, farthest=as_f
 # %% ../nbs/13_planner.ipynb #bb85f55e
 @torch.no_grad()
 def settle_way(planner, z0, far, n, scene, seeds) -> tuple:
-    "*Way*: tokens between a clean now and a clean far future [B, *latent], n int64 [B] steps on; returns times [B, H] and tokens [B, H, *latent]."
+    """*Way*: tokens between a clean now and a clean far future [B, *latent], n int64 [B] steps on.
+
+    Returns times [B, H] and tokens [B, H, *latent]."""
     c, net = planner.config, planner.denoiser
     times, H = between_times(n, c.tokens, c.near, c.stride), c.tokens + 2
     noise = seeded_noise(seeds, c.iterations + 1, H, *z0.shape[1:]).to(z0).transpose(0, 1)
@@ -311,7 +322,9 @@ def settling_board(between: int, K: int, iterations: int) -> torch.Tensor:
     return board
 
 def between_times(n, tokens: int, near: int, stride: int) -> torch.Tensor:
-    "Steps from now, float [B, tokens + 2]: `near` tokens at single strides, then even ones up to n [B]; all even where n is short."
+    """Steps from now, float [B, tokens + 2].
+
+    `near` tokens stand at single strides, the others evenly up to n [B]; all evenly where n is short."""
     column, n = torch.arange(tokens + 2, device=n.device).float(), n.float()[:, None]
     step = torch.minimum(torch.full_like(n, float(stride)), n / (tokens + 1))
     return torch.where(column <= near, step * column,
@@ -350,7 +363,9 @@ class FarFuturePlanner:
 
     @torch.no_grad()
     def act(self, plan: Plan, obs, since: int) -> torch.Tensor:
-        "*Act*: the action from where the world is now, `since` steps into the plan, to its next token: logits [B, actions], or actions [B, A]."
+        """*Act*: from where the world is now, `since` steps into the plan, to the plan's next token.
+
+        Logits [B, actions], or actions [B, A]."""
         z, i = self.world.encode(self.world.read(obs)), torch.arange(len(plan.z), device=plan.z.device)
         column = (plan.times <= since + 0.5).sum(1).clamp(max=plan.z.shape[1] - 1)
         gap = (plan.times[i, column] - since).round().long().clamp(min=1)
@@ -358,14 +373,17 @@ class FarFuturePlanner:
 
 def check_parts(world, denoiser, config):
     "Do they go together? Raises `ValueError` with what is missing."
-    for name in ('read', 'scene', 'encode', 'decode', 'action', 'latent_shape', 'actions'):
-        if not hasattr(world, name): raise ValueError(f'a world needs {name}, {type(world).__name__} has none (see the protocol `World`)')
-    for name in ('schedule', 'longest'):
-        if not hasattr(denoiser, name): raise ValueError(f'a denoiser needs {name}, {type(denoiser).__name__} has none (see the protocol `Denoiser`)')
-    K = denoiser.schedule.K
-    if max(config.iterations, config.far_iterations) > K: raise ValueError(f'{max(config.iterations, config.far_iterations)} iterations are more than the {K} trained levels')
+    asked = ('read', 'scene', 'encode', 'decode', 'action', 'latent_shape', 'actions')
+    for what, part, names in (('world', world, asked), ('denoiser', denoiser, ('schedule', 'longest'))):
+        for name in names:
+            if not hasattr(part, name):
+                raise ValueError(f'a {what} needs {name}, {type(part).__name__} has none '
+                                 f'(see the protocol `{what.title()}`)')
+    most, K = max(config.iterations, config.far_iterations), denoiser.schedule.K
+    if most > K: raise ValueError(f'{most} iterations are more than the {K} trained levels')
     if config.when == 'passage' and not hasattr(world, 'steps_between'):
-        raise ValueError(f"when='passage' asks the world for steps_between, which {type(world).__name__} has not: choose when='believable'")
+        raise ValueError(f"when='passage' asks the world for steps_between, which {type(world).__name__} "
+                         "has not: choose when='believable'")
 
 # %% ../nbs/13_planner.ipynb #506ef936
 class Agent:
@@ -389,7 +407,7 @@ class Agent:
         return self
 
     def act(self, obs):
-        "The next action for one observation: an integer, or an array [A]. Raises `ValueError` for an observation of another world."
+        "The next action: an integer, or an array [A]. Raises `ValueError` for an observation of another world."
         if self.seeds is None: self.begin([self.seed])
         return self.act_batch(obs)[0]
 
@@ -412,20 +430,26 @@ class Agent:
 WORLDS = dict(vector=VectorWorld, pixels=PixelWorld)
 
 def save_agent(path, agent: Agent):
-    "World and denoiser in one .safetensors file with its card. Raises `ValueError` for parts of one's own, which cannot be made anew from a card."
+    """World and denoiser in one .safetensors file with its card.
+
+    Raises `ValueError` for parts of one's own, which cannot be made anew from a card."""
     world, net = agent.planner.world, agent.planner.denoiser
     kind = next((k for k, c in WORLDS.items() if type(world) is c), None)
     if kind is None or type(net) is not VectorDenoiser:
-        raise ValueError(f'only agents of {", ".join(c.__name__ for c in WORLDS.values())} and VectorDenoiser are saved whole; '
-                         f'save the weights of {type(world).__name__} and {type(net).__name__} yourself')
+        ours = ', '.join(c.__name__ for c in WORLDS.values())
+        raise ValueError(f'only agents of {ours} and VectorDenoiser are saved whole; save the weights of '
+                         f'{type(world).__name__} and {type(net).__name__} yourself')
     half = lambda t: t.half() if t.dtype == torch.float32 else t
-    tensors = {f'{part}.{n}': half(t) for part, m in dict(world=world, denoiser=net).items() for n, t in m.state_dict().items()}
+    parts = dict(world=world, denoiser=net)
+    tensors = {f'{p}.{n}': half(t) for p, m in parts.items() for n, t in m.state_dict().items()}
     card = {**agent.card, 'kind': 'agent', 'world': dict(kind=kind, spaces=asdict(world.spaces), max_gap=world.max_gap),
             'model': asdict(net.config), 'plan': asdict(agent.config)}
     return save_checkpoint(path, tensors, card)
 
 def load_agent(path, device: str = 'auto', **overrides) -> Agent:
-    "An agent ready to act; overrides are fields of `PlanConfig`. Raises `CheckpointError` for a file of another kind, `ValueError` for unknown options."
+    """An agent ready to act; overrides are fields of `PlanConfig`.
+
+    Raises `CheckpointError` for a file of another kind, `ValueError` for unknown options."""
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'agent': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not an agent')
     try:
@@ -435,7 +459,8 @@ def load_agent(path, device: str = 'auto', **overrides) -> Agent:
         for part, m in dict(world=world, denoiser=net).items():
             m.load_state_dict({n[len(part) + 1:]: t for n, t in tensors.items() if n.startswith(part + '.')})
     except (KeyError, TypeError, RuntimeError) as e:
-        raise CheckpointError(f'{path} does not fit the agent its card describes ({e}); it may need a newer ldp_tut') from e
+        raise CheckpointError(f'{path} does not fit the agent its card describes ({e}); '
+                              'it may need a newer ldp_tut') from e
     try: config = PlanConfig(**{**card['plan'], **overrides})
     except TypeError as e: raise ValueError(f'unknown planning option: {e}') from e
     return Agent(FarFuturePlanner(world.to(device), net.to(device), config), card)
@@ -477,8 +502,9 @@ def train_planner(
     run = fit(net, loss, batches, TrainConfig(steps=steps, lr=1e-3, warmup=100, seed=seed),
               place('denoiser.safetensors'), device, progress)
     agent = Agent(FarFuturePlanner(world, net, plan or default_plan(rewards, stride)))
-    agent.card = dict(licence='Apache-2.0', denoiser_kind='transformer', rewards=asdict(rewards), seed=seed, steps=steps,
-                      data=dict(episodes=len(data), steps=len(data.action), mean_return=float(data.reward.sum() / len(data))),
+    about = dict(episodes=len(data), steps=len(data.action), mean_return=float(data.reward.sum() / len(data)))
+    agent.card = dict(licence='Apache-2.0', denoiser_kind='transformer', rewards=asdict(rewards), seed=seed,
+                      steps=steps, data=about,
                       seconds=dict(world=round(world_run.seconds), denoiser=round(run.seconds)))
     if out is not None: save_agent(place('agent.safetensors'), agent)
     agent.history = run.history
@@ -493,8 +519,11 @@ def default_plan(rewards: Rewards, stride: int) -> PlanConfig:
 
 def check_data_for_plans(data, longest):
     "Raises `ValueError` where no episode is as long as the shortest plan."
-    if data.length.max() < 4: raise ValueError(f'the longest episode has {data.length.max()} steps, and a plan needs at least 4: record longer episodes')
-    if longest > data.length.max(): raise ValueError(f'longest={longest} steps ahead, but no episode has more than {data.length.max()}: choose less')
+    most = data.length.max()
+    if most < 4:
+        raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')
+    if longest > most:
+        raise ValueError(f'longest={longest} steps ahead, but no episode has more than {most}: choose less')
 
 def steps_in(minutes, net, loss, batches, device, tries: int = 5) -> int:
     "How many training steps fit into so many minutes here, measured on a copy that is thrown away."
@@ -516,26 +545,33 @@ def play(
     most: int = None,        # cut episodes off after so many steps; default the environment's own limit
     batch: int = 64,         # episodes planned for at once
     progress: bool = True,
+    kind: str = None,        # of task, as in `Rewards`; default what the agent's card says, or 'goal'
 ) -> dict:                   # averages, and one row an episode
-    "Play episodes side by side. An episode succeeds when it is rewarded where rewards are rare, and is not ended by failure where every step pays."
+    """Play episodes side by side.
+
+    Where every step pays an episode succeeds unless the environment ends it. Elsewhere it succeeds when it is
+    first rewarded, and is over then."""
     make = env if callable(env) else lambda: gym.make(env)
-    rows, began, plans = [], time.perf_counter(), 0
-    with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=None if progress else True) as bar:
+    kind = kind or getattr(agent, 'card', {}).get('rewards', {}).get('kind', 'goal')
+    rows, began, quiet = [], time.perf_counter(), None if progress else True
+    with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=quiet) as bar:
         for first in range(0, episodes, batch):
-            rows += play_batch(agent, make, range(seed + first, seed + min(first + batch, episodes)), most, bar)
+            seeds = range(seed + first, seed + min(first + batch, episodes))
+            rows += play_batch(agent, make, seeds, most, bar, kind)
     mean = lambda name: float(np.mean([r[name] for r in rows]))
     reached = [r['first'] for r in rows if r['first'] is not None]
-    return dict(episodes=episodes, seed=seed, success=mean('success'), mean_return=mean('return'), mean_steps=mean('steps'),
-                first_reward=float(np.mean(reached)) if reached else float('nan'), predicted_reward=mean('predicted'),
-                executed_reward=mean('executed'), seconds=time.perf_counter() - began, rows=rows)
+    return dict(episodes=episodes, seed=seed, success=mean('success'), mean_return=mean('return'),
+                mean_steps=mean('steps'), first_reward=float(np.mean(reached)) if reached else float('nan'),
+                predicted_reward=mean('predicted'), executed_reward=mean('executed'),
+                seconds=time.perf_counter() - began, rows=rows)
 
 # %% ../nbs/13_planner.ipynb #bd38188a
-def play_batch(agent, make, seeds, most, bar):
+def play_batch(agent, make, seeds, most, bar, kind):
     "One row an episode, played to their ends; an episode whose goal may change ends when it is first rewarded."
     envs = [make() for _ in seeds]
     obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
-    rows = [dict(seed=int(s), steps=0, first=None, predicted=float('nan'), promised=None, **{'return': 0.}) for s in seeds]
-    kind = agent.card.get('rewards', {}).get('kind', 'goal') if hasattr(agent, 'card') else 'goal'
+    blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
+    rows = [dict(blank, seed=int(s)) for s in seeds]
     live, trace = list(range(len(envs))), [[] for _ in envs]
     agent.begin([int(s) for s in seeds])
     while live:
@@ -562,7 +598,7 @@ def stack(obs):
     return np.stack([np.asarray(o) for o in obs])
 
 def executed(row, rewards, kind):
-    "What became of what the first plan promised: was it rewarded at all; or, where every step pays, at the promised step."
+    "What became of the first plan's promise: rewarded at all; or, where every step pays, at the promised step."
     if kind != 'step': return dict(success=row['first'] is not None, executed=float(row['first'] is not None))
     promised = row['promised'] or len(rewards)
     return dict(success=not row['ended'], executed=float(len(rewards) >= promised and rewards[promised - 1] > 0))

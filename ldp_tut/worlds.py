@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 # %% auto #0
 __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_seen', 'pinball', 'Motion', 'mlp', 'VectorWorld',
            'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss', 'PixelWorld', 'pictures', 'make_world',
-           'fit_world', 'check_world']
+           'check_learnable', 'fit_world', 'check_world']
 
 # %% ../nbs/12_worlds.ipynb #8c4a021e
 import math
@@ -40,7 +40,9 @@ class World(Protocol):
     def encode(self, seen: Seen) -> torch.Tensor: "Tokens [B, *latent_shape]."
     def decode(self, z: torch.Tensor) -> torch.Tensor: "What a token shows [B, ...]."
     def action(self, z, later, gap, scene) -> torch.Tensor:
-        "Of the action taken at z on the way to `later`, gap int64 [B] steps on: logits [B, actions], or the action itself [B, A]."
+        """Of the action taken at z on the way to `later`, gap int64 [B] steps on.
+
+        Logits [B, actions], or the action itself [B, A]."""
 
 # %% ../nbs/12_worlds.ipynb #093b5573
 @dataclass(frozen=True)
@@ -176,8 +178,9 @@ def motion_losses(world, z, batch, generator) -> dict:
     "Inverse dynamics from the near pair, first passage from the far one; z [B, 3, D]."
     out = world.motion.action(z[:, 0], z[:, 1], batch['gap'])
     steps = batch['far'].to(z) / world.max_gap
-    near = z[:, 2] + 0.1 * torch.randn(z[:, 2].shape, generator=generator, device=z.device)  # tokens will be denoised ones
-    said = world.motion.steps_between(z[:, 0], near)
+    # it will be asked about tokens that were denoised, so not quite clean
+    noise = torch.randn(z[:, 2].shape, generator=generator, device=z.device)
+    said = world.motion.steps_between(z[:, 0], z[:, 2] + 0.1 * noise)
     if world.actions: inverse = F.cross_entropy(out, batch['action'], reduction='none')
     else: inverse = (out - batch['action']).pow(2).mean(-1)
     known = batch['known'].to(z)
@@ -245,7 +248,8 @@ class PixelWorld(nn.Module):
         shown = self.decoder(noisy)[:, :, :rows, :cols]
         picture = F.binary_cross_entropy_with_logits(shown, seen, reduction='none').flatten(1).sum(1).mean()
         spread = z.mean(0).pow(2).mean() + (z.var(0) - 1).pow(2).mean()  # or noise would be outgrown
-        return dict(picture=0.05 * picture, spread=spread) | motion_losses(self, z.unflatten(0, (-1, 3)), batch, generator)
+        motion = motion_losses(self, z.unflatten(0, (-1, 3)), batch, generator)
+        return dict(picture=0.05 * picture, spread=spread) | motion
 
     @torch.no_grad()
     def calibrate(self, data: Trajectories, most: int = 4000):
@@ -255,7 +259,8 @@ class PixelWorld(nn.Module):
         z = torch.cat([self.encoder(pictures(torch.from_numpy(x).to(device))) for x in np.array_split(some, 8)])
         self.normaliser.centre.copy_(z.mean(0)); self.normaliser.scale.copy_(z.std(0).clamp(min=1e-3))
 
-def pictures(state): return state.movedim(-1, -3).float() / 255  # [B, rows, cols, channels] to [B, channels, rows, cols]
+def pictures(state):  # uint8 [B, rows, cols, channels] -> float [B, channels, rows, cols]
+    return state.movedim(-1, -3).float() / 255
 
 # %% ../nbs/12_worlds.ipynb #b3101a8c
 def make_world(
@@ -263,13 +268,19 @@ def make_world(
     seed: int = 0,
     max_gap: int = 16,  # steps over which an action is read off two tokens
 ) -> nn.Module:
-    "An untrained world for this data: `VectorWorld`, or `PixelWorld` for pictures."
-    spaces = Spaces.of(data)
+    "An untrained world for this data: `VectorWorld`, or `PixelWorld` for pictures. `ValueError` for grids of symbols."
+    spaces = check_learnable(Spaces.of(data))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if spaces.view != 'vector': return PixelWorld(spaces, max_gap=max_gap)
         n = Normaliser.gaussian(torch.from_numpy(data.observation))
         return VectorWorld(spaces, n.centre, n.scale, max_gap)
+
+def check_learnable(spaces: Spaces) -> Spaces:
+    "Raises `ValueError` for grids of symbols, whose numbers are names and not shades."
+    if spaces.view != 'symbols': return spaces
+    raise ValueError(f'pictures {list(spaces.shape)} made of so few different cells are grids of symbols, and their '
+                     'numbers are names, not shades: record pixels, or write a world of your own')
 
 # %% ../nbs/12_worlds.ipynb #c71686f0
 def fit_world(
@@ -287,7 +298,8 @@ def fit_world(
     if data.length.max() < 2: raise ValueError('every episode has a single step: there is nothing to plan')
     world = make_world(data, seed, min(max_gap, longest)) if world is None else world
     check_world(world, data)
-    if not any(p.requires_grad for p in getattr(world, 'parameters', list)()): return world, Run(world)  # nothing to learn
+    if not any(p.requires_grad for p in getattr(world, 'parameters', list)()):
+        return world, Run(world)  # nothing to learn
     batches = world_batches(Windows(data), longest, world.max_gap, 256 if data.observation.ndim == 2 else 128)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, seed=seed, precision='no')
     run = fit(world, world_loss, batches, config, path, device, progress)
