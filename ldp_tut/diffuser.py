@@ -1,4 +1,4 @@
-"""Do not search for a plan that a model says is good. Draw one from the plans that exist, leaning towards the good ones.
+"""Do not search for a plan that a model calls good. Draw one from the plans that exist, leaning towards the good ones.
 
 Docs: https://ldp-tut.github.io/ldp_tut/diffuser.html.md"""
 
@@ -6,14 +6,12 @@ Docs: https://ldp-tut.github.io/ldp_tut/diffuser.html.md"""
 
 # %% auto #0
 __all__ = ['ResidualBlock', 'Stages', 'check_width', 'check_tokens', 'check_slices', 'check_plan_lengths', 'config_in',
-           'check_states', 'check_seeds', 'TemporalUNet', 'reach_of', 'DiffuserConfig', 'Diffuser', 'masked_loss',
-           'train_diffuser', 'save_diffuser', 'load_diffuser', 'Plans', 'as_plans', 'conditions', 'planning', 'plan',
-           'Support', 'strides', 'farthest', 'shortest', 'joined', 'track', 'follow', 'maze_scores', 'maze_starts',
-           'follow_plans', 'drive_plans', 'Replanning', 'warmed', 'replanned', 'drive_actions', 'Drive', 'return_of',
-           'choose']
+           'check_states', 'TemporalUNet', 'reach_of', 'DiffuserConfig', 'Diffuser', 'masked_loss', 'train_diffuser',
+           'save_diffuser', 'load_diffuser', 'Plans', 'as_plans', 'conditions', 'planning', 'plan', 'Support',
+           'strides', 'farthest', 'shortest', 'joined', 'track', 'follow', 'maze_scores', 'maze_starts', 'follow_plans',
+           'drive_plans', 'Replanning', 'warmed', 'replanned', 'drive_actions', 'Drive', 'return_of', 'choose']
 
 # %% ../nbs/07_diffuser.ipynb #851bb7d8
-import operator
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .board import check_count, check_finite, full_board
+from .board import as_floats, check_count, check_finite, check_seeds, full_board
 from .data import Normaliser, Slices
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .envs import MAZES, MazeTask, point_mazes
@@ -124,14 +122,6 @@ def check_states(x: torch.Tensor, shape: tuple, name: str, said: str):
     "Raise `ValueError` for states of the wrong size, or with NaN or infinity in them."
     if tuple(x.shape) != shape: raise ValueError(f'{name} must be {said} = {list(shape)}, got {list(x.shape)}')
     check_finite(x, name)
-
-def check_seeds(seeds, B: int) -> list:
-    "One integer for each of B plans: those given, or seeds, seeds + 1, ... Raises `ValueError` for another number."
-    try: first = operator.index(seeds)
-    except TypeError: seeds = list(seeds)
-    else: seeds = range(first, first + B)
-    if len(seeds) != B: raise ValueError(f'one seed per plan: {len(seeds)} seeds for {B} plans')
-    return seeds
 
 # %% ../nbs/07_diffuser.ipynb #ca05fa7c
 class TemporalUNet(nn.Module):
@@ -321,12 +311,15 @@ def conditions(
     tokens: int = 32,
 ) -> tuple:                     # known bool [B, H, dims], value float [B, H, dims]
     "What a plan must contain, normalised; `ValueError` for what is no start or goal."
-    c, B = model.config, len(start)
+    c, dtype = model.config, next(model.parameters()).dtype
+    start = as_floats(start, 'start').to(dtype)
+    B = len(start) if start.ndim else 1
     check_states(start, (B, c.state_dim), 'start', '[B, state_dim]')
     value = start.new_zeros(B, tokens, c.dims)
     known = torch.zeros_like(value, dtype=torch.bool)
     value[:, 0, :c.state_dim], known[:, 0, :c.state_dim] = start, True
     if goal is not None:
+        goal = as_floats(goal, 'goal').to(dtype)
         check_states(goal, (B, c.goal_dims), 'goal', '[B, goal_dims]')
         value[:, -1, :c.goal_dims], known[:, -1, :c.goal_dims] = goal, True
     return known, model.normaliser(value)
@@ -362,10 +355,11 @@ def planning(
         yield it._replace(x=torch.where(known, value, it.x))
 
 # %% ../nbs/07_diffuser.ipynb #7eea80e8
+@torch.inference_mode(False)    # a guide needs gradients
 def plan(
     model: Diffuser,
-    start: torch.Tensor,        # float [B, S]
-    goal: torch.Tensor = None,  # float [B, goal_dims]
+    start: torch.Tensor,        # [B, S], numbers of any kind
+    goal: torch.Tensor = None,  # [B, goal_dims]
     tokens: int = 32,
     **how,                      # passed on to `planning`
 ) -> Plans:

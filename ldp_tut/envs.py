@@ -7,11 +7,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/envs.html.md"""
 # %% auto #0
 __all__ = ['EMPTY', 'WALL', 'FLOOR', 'DOOR', 'KEY', 'BALL', 'BOX', 'GOAL', 'LAVA', 'AGENT', 'OPEN', 'CLOSED', 'LOCKED', 'LEFT',
            'RIGHT', 'FORWARD', 'PICKUP', 'DROP', 'TOGGLE', 'DONE', 'ACTION_NAMES', 'STEP_X', 'STEP_Y', 'CLASSIC',
-           'VIEWS', 'FAR', 'MAZES', 'check_env_id', 'check_choice', 'need_mazes', 'check_objects', 'check_rules',
-           'check_force', 'check_cell', 'check_options', 'make_env', 'read_grid', 'paint_agent', 'split_agent',
-           'draw_pixels', 'facing', 'handle', 'walkable', 'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to',
-           'goal_cell', 'steer', 'shortest_plan', 'MazeTask', 'MazeMap', 'PointMaze', 'point_mazes', 'stackings',
-           'after_move', 'BlockCode', 'BlockTable', 'BlockStacking', 'optimal_steps']
+           'VIEWS', 'FAR', 'MAZES', 'check_env_id', 'need_mazes', 'check_objects', 'check_rules', 'check_force',
+           'check_cell', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'draw_pixels', 'facing', 'handle',
+           'walkable', 'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to', 'goal_cell', 'steer',
+           'shortest_plan', 'MazeTask', 'MazeMap', 'PointMaze', 'point_mazes', 'stackings', 'after_move', 'BlockCode',
+           'BlockTable', 'BlockStacking', 'optimal_steps']
 
 # %% ../nbs/04_envs.ipynb #d10df8de
 import warnings
@@ -36,7 +36,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FullyObsWrapper, RGBImgObsWrapper
 from tqdm.auto import tqdm
 
-from .board import check_count
+from .board import check_choice, check_count, check_options
 
 # %% ../nbs/04_envs.ipynb #ba28fd87
 EMPTY, WALL, FLOOR = (OBJECT_TO_IDX[o] for o in ('empty', 'wall', 'floor'))
@@ -62,11 +62,6 @@ def check_env_id(env_id: str):
     if not env_id.startswith(('MiniGrid-', 'PointMaze_', 'ldp_tut/')) and env_id not in CLASSIC:
         raise ValueError(f'{env_id!r} is not a MiniGrid, point maze or classic control environment: '
                          'this book has no adapter for it')
-
-def check_choice(name: str, choices: dict, what: str) -> str:
-    "Raise `ValueError` for a name that is none of the choices."
-    if name not in choices: raise ValueError(f'unknown {what} {name!r}: choose one of {", ".join(choices)}')
-    return name
 
 def need_mazes():
     "Register the point mazes. Raises `ImportError` that says what to install where they are missing."
@@ -120,12 +115,6 @@ def check_cell(cell, maze, name: str) -> tuple:
     if (row, column) not in maze.number:
         raise ValueError(f'{name} {row, column} is a wall or outside the maze: free cells are {maze.cells}')
     return row, column
-
-def check_options(options: dict, known: tuple) -> dict:
-    "Raise `ValueError` for options of `reset` that mean nothing here; they would be ignored in silence."
-    if unknown := sorted(set(options or {}) - set(known)):
-        raise ValueError(f'reset knows the options {", ".join(known)}, got {", ".join(unknown)}')
-    return {name: value for name, value in (options or {}).items() if value is not None}
 
 # %% ../nbs/04_envs.ipynb #558ec23c
 def make_env(

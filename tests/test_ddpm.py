@@ -4,6 +4,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings, strategies as st
 
+from ldp_tut.board import full_board
 from ldp_tut.ddpm import (add_noise, convert, cosine_schedule, fused_snr_weight, last, linear_schedule, min_snr_weight, sample,
                           sample_step, shifted, sigmoid_schedule, NoiseSchedule)
 
@@ -94,9 +95,19 @@ def test_the_exact_denoiser_of_a_gaussian_is_recovered_by_the_sampler():
         return 1 + a.sqrt() * 0.25 / (a * 0.25 + 1 - a) * (x - a.sqrt())
     g = torch.Generator().manual_seed(0)
     board = torch.arange(K, -1, -1)[:, None]
-    x = last(sample(denoise, torch.randn(20_000, 1, 1, generator=g), board, schedule=schedule, eta=1., generator=g)).x
+    x = last(sample(denoise, torch.randn(20_000, 1, 1, generator=g), board, schedule=schedule, eta=1., noise=g)).x
     assert abs(float(x.mean()) - 1) < 4 * 0.5 / 20_000 ** .5
     assert abs(float(x.var()) - 0.25) < 0.01
+
+
+def test_noise_is_given_or_drawn_by_a_generator():
+    x, board = torch.randn(3, 4, 2), full_board(4, 50, 5)
+    made = lambda noise: last(sample(lambda x, k, times: 0.5 * x, x, board, schedule=cosine_schedule(50), eta=1., noise=noise)).x
+    g = torch.Generator().manual_seed(3)
+    drawn = torch.stack([torch.randn(x.shape, generator=g) for _ in range(5)])
+    assert torch.equal(made(torch.Generator().manual_seed(3)), made(drawn)) and not torch.equal(made(None), made(drawn))
+    with pytest.raises(TypeError, match='a tensor or a torch.Generator, got int'): made(3)
+    with pytest.raises(ValueError, match='noise must hold 5 draws'): made(drawn[:4])
 
 
 def test_the_last_step_adds_no_noise():

@@ -53,6 +53,19 @@ def test_seeds_decide(model):
     assert torch.equal(a.tokens, b.tokens) and not torch.equal(a.tokens, c.tokens)
 
 
+def test_starts_are_numbers_of_any_kind_and_gradients_may_be_switched_off(model):
+    "Arrays and lists, whole numbers and doubles plan as float32 tensors do; a guide works inside `inference_mode`."
+    whole, there = START[:2].round(), GOAL[:2].round()
+    want = plan(model, whole, there, 8, iterations=2).tokens
+    for kind in (torch.Tensor.double, torch.Tensor.half, torch.Tensor.long, torch.Tensor.numpy, lambda t: t.double().numpy(), torch.Tensor.tolist):
+        assert torch.equal(plan(model, kind(whole), kind(there), 8, iterations=2, seeds=np.array([0, 1])).tokens, want)
+    with pytest.raises(TypeError, match='start must hold numbers'): plan(model, [['a'] * 4], None, 8)
+    guide = ClassifierGuide(return_of(model, lambda s: -s.pow(2).sum(-1)), 2.)
+    guided = plan(model, whole, there, 8, iterations=2, guide=guide).tokens
+    with torch.inference_mode(): assert torch.equal(plan(model, whole.clone(), there.clone(), 8, iterations=2, guide=guide).tokens, guided)
+    assert not torch.equal(guided, want) and torch.is_grad_enabled()
+
+
 def test_planning_leaves_gradients_as_it_found_them(model):
     next(iter(planning(model, *conditions(model, START[:1], None, 8), iterations=2)))
     assert torch.is_grad_enabled()

@@ -63,7 +63,7 @@ def test_samplers_with_the_exact_denoiser_reproduce_the_mixture(eta):
     "Weights, means and covariances within four standard errors, plus 0.01 for the finite number of iterations."
     schedule, n = cosine_schedule(1000), 4000
     mixture = blobs(schedule)
-    x = last(sample(mixture.denoise, torch.randn(n, 1, 2, generator=gen(0)), full_board(1, 1000, 200), schedule=schedule, eta=eta, generator=gen(1))).x
+    x = last(sample(mixture.denoise, torch.randn(n, 1, 2, generator=gen(0)), full_board(1, 1000, 200), schedule=schedule, eta=eta, noise=gen(1))).x
     which, var = mixture.log_class(x).argmax(1), 0.25 ** 2
     for c, w in enumerate(mixture.weights.tolist()):
         own = x[which == c, 0]
@@ -103,7 +103,7 @@ GUIDE = lambda w: ClassifierGuide(lambda x, k, times, prediction: MIXTURE.log_cl
 
 def draw(guide=None, denoise=MIXTURE.denoise, seed=0, **kw):
     g = gen(seed)
-    return last(sample(denoise, torch.randn(N, 1, 2, generator=g), full_board(1, 100, 100), schedule=SCHEDULE, eta=1., guide=guide, generator=g, **kw)).x[:, 0]
+    return last(sample(denoise, torch.randn(N, 1, 2, generator=g), full_board(1, 100, 100), schedule=SCHEDULE, eta=1., guide=guide, noise=g, **kw)).x[:, 0]
 
 
 def yardstick(source, pairs=4):
@@ -145,14 +145,14 @@ def test_pinning_is_exact_and_overwriting_is_not():
     S = torch.tensor([[.3, .24], [.24, .3]])
     plans = GaussianMixture(torch.ones(1), torch.zeros(1, 2, 1), S[None], SCHEDULE)
     start = torch.randn(N, 2, 1, generator=gen(0)); start[:, 0] = 0.8
-    x = last(sample(plans.denoise, start, pin(full_board(2, 100, 100), 1), schedule=SCHEDULE, eta=1., generator=gen(1))).x[:, 1]
+    x = last(sample(plans.denoise, start, pin(full_board(2, 100, 100), 1), schedule=SCHEDULE, eta=1., noise=gen(1))).x[:, 1]
     mean, std = 0.8 * .24 / .3, math.sqrt(.3 - .24 ** 2 / .3)
     assert abs(float(x.mean()) - mean) < 4 * std / math.sqrt(N) + 0.01 and abs(float(x.std()) - std) < 0.02
 
 
 def test_recurrences_noise_back_up_to_the_same_distribution():
     mixture = blobs(SCHEDULE)
-    x = last(sample(mixture.denoise, torch.randn(N, 1, 2, generator=gen(0)), full_board(1, 100, 50), schedule=SCHEDULE, eta=1., generator=gen(1), recurrences=3)).x[:, 0]
+    x = last(sample(mixture.denoise, torch.randn(N, 1, 2, generator=gen(0)), full_board(1, 100, 50), schedule=SCHEDULE, eta=1., noise=gen(1), recurrences=3)).x[:, 0]
     assert float(energy_distance(x, mixture.sample(N, gen(2))[:, 0])) < yardstick(mixture) + 0.004
     given_noise = torch.randn(50 * 5, 4, 1, 2, generator=gen(3))
     run = lambda noise: last(sample(mixture.denoise, torch.zeros(noise.shape[1], 1, 2), full_board(1, 100, 50), schedule=SCHEDULE, eta=1., noise=noise, recurrences=3)).x
