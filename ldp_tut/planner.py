@@ -9,8 +9,8 @@ __all__ = ['WHEN', 'WORLDS', 'Rewards', 'goal_radius', 'Denoiser', 'DenoiserConf
            'hindsight', 'DenoisingLoss', 'acted', 'action_error', 'PlanConfig', 'Plan', 'Far', 'try_destinations',
            'horizons', 'oddness', 'believable', 'earliest_believable', 'first_passage', 'as_far_as_possible',
            'settle_way', 'settling_board', 'between_times', 'FarFuturePlanner', 'check_parts', 'Agent', 'save_agent',
-           'load_agent', 'train_planner', 'default_longest', 'default_plan', 'check_data_for_plans', 'steps_in', 'play',
-           'play_batch', 'stack', 'executed']
+           'load_agent', 'PlannerRecipe', 'train_planner', 'fingerprint_of_world', 'default_longest', 'default_plan',
+           'check_data_for_plans', 'steps_in', 'play', 'play_batch', 'stack', 'executed']
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
 import math
@@ -32,7 +32,8 @@ from .data import Trajectories, Windows, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss
 from .guidance import HeadGuide, Limited
-from .train import CheckpointError, TrainConfig, fit, load_checkpoint, pick_device, save_checkpoint
+from .train import (CheckpointError, TrainConfig, check_recipe, fingerprint, fit, load_checkpoint, pick_device,
+                           save_checkpoint)
 from .worlds import PixelWorld, Seen, Spaces, VectorWorld, World, fit_world
 
 # %% ../nbs/13_planner.ipynb #a18f5db5
@@ -367,6 +368,7 @@ class FarFuturePlanner:
 
         Logits [B, actions], or actions [B, A]."""
         z, i = self.world.encode(self.world.read(obs)), torch.arange(len(plan.z), device=plan.z.device)
+        if len(z) != len(plan.z): raise ValueError(f'{len(z)} observations for {len(plan.z)} plans: begin anew')
         column = (plan.times <= since + 0.5).sum(1).clamp(max=plan.z.shape[1] - 1)
         gap = (plan.times[i, column] - since).round().long().clamp(min=1)
         return self.world.action(z, plan.z[i, column], gap, plan.scene)
@@ -449,68 +451,85 @@ def save_agent(path, agent: Agent):
 def load_agent(path, device: str = 'auto', **overrides) -> Agent:
     """An agent ready to act; overrides are fields of `PlanConfig`.
 
-    Raises `CheckpointError` for a file of another kind, `ValueError` for unknown options."""
+    Raises `CheckpointError` for a file of another kind or of a newer version, `ValueError` for unknown options."""
+    device = pick_device(device)
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'agent': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not an agent')
     try:
         spaces = Spaces(**{k: tuple(v) if isinstance(v, list) else v for k, v in card['world']['spaces'].items()})
         world = WORLDS[card['world']['kind']](spaces, max_gap=card['world']['max_gap'])
-        net, device = VectorDenoiser(DenoiserConfig(**card['model'])), pick_device(device)
+        net, config = VectorDenoiser(DenoiserConfig(**card['model'])), PlanConfig(**card['plan'])
         for part, m in dict(world=world, denoiser=net).items():
             m.load_state_dict({n[len(part) + 1:]: t for n, t in tensors.items() if n.startswith(part + '.')})
-    except (KeyError, TypeError, RuntimeError) as e:
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise CheckpointError(f'{path} does not fit the agent its card describes ({e}); '
                               'it may need a newer ldp_tut') from e
-    try: config = PlanConfig(**{**card['plan'], **overrides})
+    try: config = replace(config, **overrides)
     except TypeError as e: raise ValueError(f'unknown planning option: {e}') from e
     return Agent(FarFuturePlanner(world.to(device), net.to(device), config), card)
 
 # %% ../nbs/13_planner.ipynb #338bf4c8
+@dataclass(frozen=True)
+class PlannerRecipe:
+    "What a planner is made of, beside its data."
+    radius: float = None     # how near to its goal is there; default what the data show
+    longest: int = None      # steps to the farthest token; default half of a long episode, at most 512
+    world_steps: int = 6000  # of the world's training
+    width: int = 128         # of the denoiser
+    depth: int = 5
+
 def train_planner(
     data: Trajectories,
     steps: int = 4000,          # of the denoiser's training
-    minutes: float = None,      # or as many steps as take this long here
+    minutes: float = None,      # or as many steps as take this long here; a run gone on with keeps its own number
     world: nn.Module = None,    # a world of one's own, trained or not; default picked from the data
-    radius: float = None,       # how near to its goal is there; default what the data show
-    longest: int = None,        # steps to the farthest token; default half of a long episode, at most 512
-    world_steps: int = 6000,    # of the world's training
-    width: int = 128,           # of the denoiser
-    depth: int = 5,
     plan: PlanConfig = None,    # how to plan; default follows from the data
     out=None,                   # folder for resumable runs and the finished `agent.safetensors`
     seed: int = 0,
     device: str = 'auto',
     progress: bool = True,
+    **recipe,                   # fields of `PlannerRecipe`
 ) -> Agent:
-    "A planner from nothing but a data set. Raises `ValueError`, before any training, for data it cannot plan from."
-    rewards = Rewards.of(data, radius)
-    longest = longest or default_longest(data)
+    """A planner from nothing but a data set. Raises `ValueError`, before any training, for data it cannot plan from.
+
+    A run in `out` is gone on with by the same data and recipe alone: `CheckpointError` names what differs."""
+    recipe = PlannerRecipe(**recipe)
+    rewards = Rewards.of(data, recipe.radius)
+    longest = recipe.longest or default_longest(data)
     check_data_for_plans(data, longest)
     stride = max(1, longest // 48)
     place = lambda name: None if out is None else Path(out) / name
-    world, world_run = fit_world(data, longest, world_steps, world, seed, place('world.safetensors'), device, progress,
-                                 max_gap=max(2, 2 * stride))
+    about = dict(asdict(recipe), longest=longest, rewards=asdict(rewards), seed=seed, data=fingerprint(data),
+                 world='default' if world is None else fingerprint_of_world(world))
+    begun = check_recipe(place('denoiser.safetensors'), about)
     device = pick_device(device)
+    world, world_run = fit_world(data, longest, recipe.world_steps, world, seed, place('world.safetensors'), device,
+                                 progress, max_gap=max(2, 2 * stride))
     config = DenoiserConfig(world.latent_shape[0], 0 if data.goal is None else data.goal.shape[1], data.action_dims,
-                            longest, width, depth)
+                            longest, recipe.width, recipe.depth)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = VectorDenoiser(config)
     loss = DenoisingLoss(world.to(device) if isinstance(world, nn.Module) else world)
     batches = token_batches(Windows(data, absorb=True), rewards, longest)
-    if minutes: steps = steps_in(minutes, net, loss, batches, device)
+    if minutes: steps = begun['config']['steps'] if begun else steps_in(minutes, net, loss, batches, device)
     run = fit(net, loss, batches, TrainConfig(steps=steps, lr=1e-3, warmup=100, seed=seed),
-              place('denoiser.safetensors'), device, progress)
+              place('denoiser.safetensors'), device, progress, recipe=about)
     agent = Agent(FarFuturePlanner(world, net, plan or default_plan(rewards, stride)))
-    about = dict(episodes=len(data), steps=len(data.action), mean_return=float(data.reward.sum() / len(data)))
+    described = dict(episodes=len(data), steps=len(data.action), mean_return=float(data.reward.sum() / len(data)))
     agent.card = dict(licence='Apache-2.0', denoiser_kind='transformer', rewards=asdict(rewards), seed=seed,
-                      steps=steps, data=about,
+                      steps=steps, data=described, recipe=run.card['recipe'],
                       seconds=dict(world=round(world_run.seconds), denoiser=round(run.seconds)))
     if out is not None: save_agent(place('agent.safetensors'), agent)
     agent.history = run.history
     return agent
 
 # %% ../nbs/13_planner.ipynb #61889056
+def fingerprint_of_world(world):
+    "Of a world that somebody brought: its class, and its numbers where none of them is still to be learned."
+    if any(p.requires_grad for p in getattr(world, 'parameters', list)()): return type(world).__name__
+    return f'{type(world).__name__} {fingerprint(getattr(world, "state_dict", dict)())}'
+
 def default_longest(data): return int(np.clip(np.quantile(data.length, 0.9) // 2, 4, 512))
 
 def default_plan(rewards: Rewards, stride: int) -> PlanConfig:

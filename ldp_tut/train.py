@@ -8,7 +8,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/training.html.md"""
 __all__ = ['BUSY', 'plain_name', 'plain_state', 'load_plain', 'EMA', 'TrainConfig', 'learning_rate', 'pick_device',
            'CheckpointError', 'card_text', 'untied', 'check_checkpoint_path', 'save_checkpoint', 'load_checkpoint',
            'load_weights', 'DownloadError', 'cache_folder', 'check_file', 'file_sha256', 'download', 'fingerprint',
-           'differences', 'NonFiniteLoss', 'fast_bf16', 'Tracking', 'CSVTracker', 'BatchStream', 'Run', 'fit']
+           'differences', 'check_recipe', 'NonFiniteLoss', 'fast_bf16', 'Tracking', 'CSVTracker', 'BatchStream', 'Run',
+           'fit']
 
 # %% ../nbs/06_training.ipynb #2bc2a773
 import hashlib
@@ -122,11 +123,11 @@ def pick_device(
     name: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 ) -> torch.device:
     "CUDA when there is one, then Apple's MPS, then the CPU. Raises `ValueError` for a device that is not here."
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    found = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    if name == 'auto': return torch.device(next(kind for kind, here in found.items() if here))
     try: device = torch.device(name)
     except RuntimeError: raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or mps") from None
-    here = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()).get(device.type, False)
+    here = found.get(device.type, False)
     if device.type == 'cuda' and device.index is not None: here = here and device.index < torch.cuda.device_count()
     if not here: raise ValueError(f'device {name!r} is not available on this machine; use auto or cpu')
     return device
@@ -184,7 +185,9 @@ def save_checkpoint(
     tensors: dict,     # name -> tensor
     card: dict,        # what a reader must know: configuration, command, seed, data
 ) -> Path:
-    "Weights as safetensors, everything else as JSON in its header and beside it. Never half a file; raises `CheckpointError`."
+    """Weights as safetensors, everything else as JSON in its header and beside it.
+
+    Never half a file; raises `CheckpointError`."""
     path, text = check_checkpoint_path(path), card_text(card)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     beside = path.with_suffix(f'.json.{os.getpid()}.part')
@@ -240,7 +243,10 @@ def check_file(path) -> Path:
 
 def file_sha256(path) -> str:
     "The SHA-256 of a file, as 64 hexadecimal digits."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while piece := f.read(1 << 20): digest.update(piece)  # Python 3.10 has no `file_digest`
+    return digest.hexdigest()
 
 # %% ../nbs/06_training.ipynb #3c0620b5
 def _continue(url, part, progress, timeout):
@@ -251,7 +257,9 @@ def _continue(url, part, progress, timeout):
         going_on = answer.status == 206 and answer.headers.get('Content-Range', '').startswith(f'bytes {have}-')
         begin, rest = have if going_on else 0, answer.headers.get('Content-Length')
         whole = begin + int(rest) if rest else None
-        with open(part, 'ab' if going_on else 'wb') as f, tqdm(desc=part.stem, initial=begin, total=whole, unit='B', unit_scale=True, leave=False, disable=None if progress else True) as bar:
+        shown = dict(unit='B', unit_scale=True, leave=False, disable=None if progress else True)
+        with (open(part, 'ab' if going_on else 'wb') as f,
+              tqdm(desc=part.stem, initial=begin, total=whole, **shown) as bar):
             while chunk := answer.read(1 << 18): f.write(chunk); bar.update(len(chunk))
     return whole is None or part.stat().st_size >= whole
 
@@ -261,11 +269,20 @@ def _said_plainly(url, target):
     "Turn what a system says of a failed download into what a person needs to know."
     host, by_hand = urlsplit(url).netloc, f'or fetch {url} by other means and save it as {target}'
     try: yield
-    except Timeout as e: raise DownloadError(f'another process has been downloading {target.name} for very long; if none is, delete {e.lock_file}') from e
-    except urllib.error.HTTPError as e: raise DownloadError(f'{host} answers {e.code} {e.reason} to {url}: check the address {by_hand}') from e
-    except (http.client.HTTPException, TimeoutError, ConnectionError) as e: raise DownloadError(f'{host} broke off ({e or type(e).__name__}); call again to go on where it stopped, {by_hand}') from e
-    except urllib.error.URLError as e: raise DownloadError(f'cannot reach {host} ({e.reason}): are you offline? Call again when you are not, {by_hand}') from e
-    except OSError as e: raise DownloadError(f'cannot write to {target.parent} ({e.strerror or e}): make room or make it writable, or set LDP_TUT_CACHE to another folder') from e
+    except Timeout as e:
+        raise DownloadError(f'another process has been downloading {target.name} for very long; '
+                            f'if none is, delete {e.lock_file}') from e
+    except urllib.error.HTTPError as e:
+        raise DownloadError(f'{host} answers {e.code} {e.reason} to {url}: check the address {by_hand}') from e
+    except (http.client.HTTPException, TimeoutError, ConnectionError) as e:
+        raise DownloadError(f'{host} broke off ({e or type(e).__name__}); '
+                            f'call again to go on where it stopped, {by_hand}') from e
+    except urllib.error.URLError as e:
+        raise DownloadError(f'cannot reach {host} ({e.reason}): are you offline? '
+                            f'Call again when you are not, {by_hand}') from e
+    except OSError as e:
+        raise DownloadError(f'cannot write to {target.parent} ({e.strerror or e}): make room or make it '
+                            'writable, or set LDP_TUT_CACHE to another folder') from e
 
 # %% ../nbs/06_training.ipynb #6b8864e2
 def download(
@@ -276,9 +293,14 @@ def download(
     tries: int = 3,         # requests before giving up; each goes on where the one before stopped
     timeout: float = 30.,   # seconds without a byte
 ) -> Path:                  # the file, checked
-    "A file by its address: kept, checked, resumable, shared between processes. Raises `DownloadError` (and `ValueError` for what is no address or no SHA-256) and never leaves a file that is not what it should be."
-    if urlsplit(url).scheme not in ('http', 'https'): raise ValueError(f'an address begins with http:// or https://, got {url!r}')
-    if len(sha256) != 64 or set(sha256.lower()) - set('0123456789abcdef'): raise ValueError(f'sha256 must be 64 hexadecimal digits, got {sha256!r}')
+    """A file by its address: kept, checked, resumable, shared between processes.
+
+    Raises `DownloadError` (and `ValueError` for what is no address or no SHA-256) and never leaves a file that is not
+    what it should be."""
+    if urlsplit(url).scheme not in ('http', 'https'):
+        raise ValueError(f'an address begins with http:// or https://, got {url!r}')
+    if len(sha256) != 64 or set(sha256.lower()) - set('0123456789abcdef'):
+        raise ValueError(f'sha256 must be 64 hexadecimal digits, got {sha256!r}')
     name = Path(urlsplit(url).path)
     target = Path(folder or cache_folder()) / f'{name.stem}-{sha256[:8].lower()}{name.suffix}'
     part = target.with_name(target.name + '.part')
@@ -316,12 +338,17 @@ def _fetch(url, part, sha256, progress, tries, timeout):
         if whole and (got := file_sha256(part)) == sha256: return
         if whole:
             part.unlink()  # of two halves of different files, or simply not it
-            if not resumed: raise DownloadError(f'{url} is not the file it should be: SHA-256 {got[:16]}…, expected {sha256[:16]}…; nothing was kept')
-    raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; call again to go on' + (' where it stopped' if part.exists() else ''))
+            if not resumed:
+                raise DownloadError(f'{url} is not the file it should be: SHA-256 {got[:16]}…, '
+                                    f'expected {sha256[:16]}…; nothing was kept')
+    where = ' where it stopped' if part.exists() else ''
+    raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; call again to go on{where}')
 
 # %% ../nbs/06_training.ipynb #b4d8e7f9
 def fingerprint(*data) -> str:
-    "Sixteen hexadecimal digits that change with any number in tensors, arrays, or dicts, lists and dataclasses of them."
+    """Sixteen hexadecimal digits that change with any number in what is given.
+
+    Tensors, arrays, and dicts, lists and dataclasses of them; `TypeError` for anything else."""
     digest = hashlib.sha256()
     def add(x):
         if isinstance(x, torch.Tensor):
@@ -352,6 +379,19 @@ def differences(
     return out
 
 # %% ../nbs/06_training.ipynb #b4fa69f0
+def check_recipe(
+    path,            # where a run may be
+    recipe: dict,    # what it would be gone on with
+) -> dict:           # its card; None where there is no run
+    "Refuse another recipe before any work: `CheckpointError` names what differs."
+    if path is None or not Path(path).exists(): return None
+    card = load_checkpoint(path)[1]
+    differ = differences(card.get('recipe', {}), json.loads(card_text(recipe)))
+    if differ:
+        raise CheckpointError(f'{path} was trained with {"; ".join(differ)}: '
+                              'choose another path or the same settings')
+    return card
+
 def _new_card(config, recipe):
     "What a run says of itself before its first step."
     card = dict(kind='training run', step=0, seconds=0., ema_steps=0)
@@ -430,8 +470,10 @@ class NonFiniteLoss(RuntimeError):
 
 def _where(step, path, saved):
     "What somebody needs to know when a run stops here."
-    kept = f'the last good checkpoint is {path} (step {saved})' if saved else 'nothing was saved yet' if path else 'nothing was saved: pass path='
-    return f'at step {step}; {kept}. Repair the batch and go on, or lower the learning rate and start again at another path'
+    kept = 'nothing was saved yet' if path else 'nothing was saved: pass path='
+    if saved: kept = f'the last good checkpoint is {path} (step {saved})'
+    return (f'at step {step}; {kept}. Repair the batch and go on, or lower the learning rate '
+            'and start again at another path')
 
 def _sources(config, step, accelerator):
     "Two generators, for batches (CPU) and for noise (device), that depend on the seed, the step and the process alone."
@@ -439,14 +481,15 @@ def _sources(config, step, accelerator):
     return torch.Generator().manual_seed(seed), torch.Generator(accelerator.device).manual_seed(seed + 32)
 
 def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, config, where):
-    "One optimiser step; returns the parts of the loss as numbers, or raises `NonFiniteLoss` before any weight is touched."
+    "One optimiser step; returns the parts of the loss, or raises `NonFiniteLoss` before any weight is touched."
     with autocast: parts = loss_fn(model, batch, noise)
     if not isinstance(parts, dict): parts = {'loss': parts}
     loss = sum(parts.values())
     optimiser.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-    values = torch.stack([loss.detach().float(), torch.as_tensor(norm).float(), *(p.detach().float() for p in parts.values())]).tolist()  # one wait for the device
+    seen = [loss.detach(), torch.as_tensor(norm), *(p.detach() for p in parts.values())]
+    values = torch.stack([x.float() for x in seen]).tolist()  # one wait for the device
     if not all(map(math.isfinite, values[:2])):
         raise NonFiniteLoss(f'loss {values[0]} with gradient norm {values[1]:.3g} {where}')
     optimiser.step()
@@ -455,21 +498,32 @@ def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, conf
 # %% ../nbs/06_training.ipynb #4e41b137
 def _accelerator(device, config, track):
     "Accelerate, on this device and no other, with its trackers told what is trained."
-    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)  # accelerate trains on the current one
+    # accelerate trains on the current device
+    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)
     accelerator = Accelerator(cpu=device.type == 'cpu', log_with=track.tracker, project_dir=track.folder)
-    if accelerator.device.type != device.type: raise ValueError(f'this process has already trained on {accelerator.device}; start a new one to train on {device}')
+    if accelerator.device.type != device.type:
+        raise ValueError(f'this process has already trained on {accelerator.device}; '
+                         f'start a new one to train on {device}')
     if track.tracker: accelerator.init_trackers('ldp_tut', config=asdict(config))
     return accelerator
 
 def fast_bf16(device: torch.device) -> bool:
-    "Whether a device multiplies in bf16 with instructions made for it: CUDA GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Any other only imitates it, and is many times slower than in float32."
+    """Whether a device multiplies in bf16 with instructions made for it.
+
+    CUDA GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Any other only imitates it, and is many times slower than
+    in float32."""
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == 'cpu' and any(getattr(torch.cpu, f'_is_{name}_supported', bool)() for name in ('amx_tile', 'avx512_bf16'))
+    has = (getattr(torch.cpu, f'_is_{name}_supported', bool) for name in ('amx_tile', 'avx512_bf16'))
+    return device.type == 'cpu' and any(asked() for asked in has)
 
 def _precision(config, device):
-    "The configuration with 'auto' decided, so that a run that began in bf16 is not resumed in float32, and the context to compute in. Ours: accelerate fixes its own once per process."
-    precision = config.precision if config.precision != 'auto' else 'bf16' if device.type == 'cuda' and fast_bf16(device) else 'no'
-    return replace(config, precision=precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')
+    """The configuration with 'auto' decided, and the context to compute in.
+
+    So a run that began in bf16 is not resumed in float32. Ours: accelerate fixes its own once per process."""
+    precision = config.precision
+    if precision == 'auto': precision = 'bf16' if device.type == 'cuda' and fast_bf16(device) else 'no'
+    context = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')
+    return replace(config, precision=precision), context
 
 def _to_device(batch, device):
     "Tensors inside dicts, lists, tuples and named tuples, moved; anything else as it is."
@@ -543,7 +597,9 @@ class BatchStream:
             if self.iterator is None: self.iterator = iter(self.source)
             try: batch = next(self.iterator)
             except StopIteration:
-                if not self.in_epoch or isinstance(self.source, Iterator): raise ValueError(f'batches ended after {self.at}, and cannot be begun anew: give fewer steps, a list, a DataLoader or a function') from None
+                if not self.in_epoch or isinstance(self.source, Iterator):
+                    raise ValueError(f'batches ended after {self.at}, and cannot be begun anew: give fewer steps, '
+                                     'a list, a DataLoader or a function') from None
                 self.iterator, self.in_epoch = iter(self.source), 0
                 batch = next(self.iterator)
         self.at, self.in_epoch = self.at + 1, self.in_epoch + 1
@@ -571,15 +627,20 @@ def fit(
     track: Tracking = Tracking(),    # whom to tell of losses
     recipe: dict = None,             # what else the run is made of; compared when it is resumed
 ) -> Run:
-    """Train any model of this book, which is left with its averaged weights. Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs.
+    """Train any model of this book, which is left with its averaged weights.
 
-    Resuming is exact for losses that draw from the generator they are given; what they draw from torch's global one (`nn.Dropout`, a bare `torch.randn`) is not remembered. `history` holds the steps of this call only. A finished run called with more steps is extended."""
+    Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs.
+    Resuming is exact for losses that draw from the generator they are given; what they draw from torch's global one
+    (`nn.Dropout`, a bare `torch.randn`) is not remembered. `history` holds the steps of this call only. A finished run
+    called with more steps is extended."""
     device, recipe = pick_device(device), json.loads(card_text(recipe or {}))
     if path: path = check_checkpoint_path(path, _run_bytes(model))
     config, autocast = _precision(config, device)
     accelerator = _accelerator(device, config, track)
-    if not callable(batches): batches = BatchStream(batches, config.seed, (accelerator.process_index, accelerator.num_processes))
-    wrapped, optimiser = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)))
+    share = accelerator.process_index, accelerator.num_processes
+    if not callable(batches): batches = BatchStream(batches, config.seed, share)
+    how = dict(lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    wrapped, optimiser = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), **how))
     ema = EMA(model, config.ema)
     card = _begin(path, _new_card(config, recipe), model, ema, optimiser)
     start, before, saved = card['step'], card['seconds'], card['step']
@@ -591,7 +652,8 @@ def fit(
         source, noise = _sources(config, step, accelerator)
         for group in optimiser.param_groups: group['lr'] = learning_rate(step, config)
         batch = _to_device(batches(step, source), accelerator.device)
-        parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, batch, noise, config, _where(step, path, saved))
+        parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, batch, noise, config,
+                        _where(step, path, saved))
         ema.update(model)
         run.seconds = before + time.perf_counter() - began
         run.history.append(dict(step=step, lr=learning_rate(step, config), seconds=run.seconds - before, **parts))

@@ -21,7 +21,7 @@ from torch import nn
 
 from .data import Normaliser, Trajectories, Windows
 from .records import join_parts
-from .train import Run, TrainConfig, fit
+from .train import Run, TrainConfig, fingerprint, fit
 
 # %% ../nbs/12_worlds.ipynb #e68db15f
 class Seen(NamedTuple):
@@ -302,7 +302,8 @@ def fit_world(
         return world, Run(world)  # nothing to learn
     batches = world_batches(Windows(data), longest, world.max_gap, 256 if data.observation.ndim == 2 else 128)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, seed=seed, precision='no')
-    run = fit(world, world_loss, batches, config, path, device, progress)
+    about = dict(data=fingerprint(data), longest=longest, max_gap=world.max_gap, world=type(world).__name__)
+    run = fit(world, world_loss, batches, config, path, device, progress, recipe=about)
     world.eval().requires_grad_(False)
     if hasattr(world, 'calibrate'): world.calibrate(data)
     return world, run

@@ -116,15 +116,37 @@ def test_an_agent_trained_saved_and_loaded_is_the_same(trained, data):
     assert first.shape == (3, 2) and np.abs(first - again.act_batch(obs)).max() < 0.05  # half precision
     one = agent.reset(seed=1).act(dict(observation=data.observation[0], desired_goal=data.goal[0]))
     assert one.shape == (2,) and np.allclose(one, first[0], atol=1e-5)
+    with pytest.raises(ValueError, match='3 observations for 1 plans'): agent.act_batch(obs)
     assert agent.card['rewards']['kind'] == 'goal' and agent.card['denoiser_kind'] == 'transformer'
 
 
-@pytest.mark.parametrize('change', [dict(model=dict(token_dim=3)), dict(model=dict(nonsense=1)), dict(world=dict(kind='moon')), dict(kind='cat')])
+@pytest.mark.parametrize('change', [dict(model=dict(token_dim=3)), dict(model=dict(nonsense=1)), dict(world=dict(kind='moon')), dict(kind='cat'),
+                                    dict(plan=dict(wings=2)), dict(plan=dict(replan=9)), dict(plan=None), dict(model=None), dict(world=None)])
 def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path, change):
     from ldp_tut.train import load_checkpoint, save_checkpoint
     tensors, card = load_checkpoint(trained[1] / 'agent.safetensors')
     for name, value in change.items(): card[name] = {**card[name], **value} if isinstance(value, dict) else value
-    with pytest.raises(CheckpointError): load_agent(save_checkpoint(tmp_path / 'x.safetensors', tensors, card))
+    card = {name: value for name, value in card.items() if value is not None}
+    with pytest.raises(CheckpointError, match='newer ldp_tut|not an agent'): load_agent(save_checkpoint(tmp_path / 'x.safetensors', tensors, card))
+    with pytest.raises(ValueError, match='unknown planning option'): load_agent(trained[1] / 'agent.safetensors', wings=2)
+
+
+def test_a_planner_is_gone_on_with_by_its_own_data_and_recipe_alone(data, tmp_path):
+    "Anything else is refused by name, before a world is trained, and every file stays as it was. More steps extend it."
+    other = Trajectories(data.observation + 1e-3, data.action, data.reward, data.length, data.terminated, goal=data.goal)
+    def go(data=data, steps=3, **options):
+        return train_planner(data, steps, **dict(dict(world_steps=3, longest=10, width=16, depth=1, out=tmp_path, device='cpu', progress=False), **options))
+    assert len(go().history) == 3
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for change, words in ((dict(data=other), 'data='), (dict(longest=9), 'longest=10, not 9'), (dict(width=32), 'width=16, not 32'), (dict(world_steps=4), 'world_steps=3, not 4'),
+                          (dict(radius=.3), r'radius=.*, not 0\.3'), (dict(seed=1), 'seed=0, not 1'), (dict(steps=2), 'steps=3, not 2'), (dict(world=fit_world(data, 10, steps=1, progress=False)[0]), 'world=default, not VectorWorld')):
+        with pytest.raises(CheckpointError, match=words): go(**change)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert go(minutes=9).history == [], 'a finished run keeps its number of steps'
+    more = go(steps=5)
+    assert len(more.history) == 2 and more.card['recipe']['world_steps'] == 3 and more.card['steps'] == 5
+    with pytest.raises(CheckpointError, match='max_gap|longest|data'): fit_world(data, 9, steps=3, path=tmp_path / 'world.safetensors', progress=False)
+    with pytest.raises(TypeError, match='wdith'): train_planner(data, wdith=3)
 
 
 def test_bad_data_and_options_are_refused_before_training(data, rail):
