@@ -32,23 +32,33 @@ def page_links(
 ) -> str:        # markdown
     "Where to run, get and read a notebook, at this version's tag."
     at = f'v{__version__}/nbs/{name}'
-    buttons = {'Open in Colab': f'https://colab.research.google.com/github/{REPOSITORY.split("/", 3)[3]}/blob/{at}', 'Download notebook': f'{REPOSITORY}/raw/{at}', 'View source': f'{REPOSITORY}/blob/{at}'}
-    return ' '.join(f'[{text}]({url}){{.btn .btn-outline-primary .btn-sm role="button"}}' for text, url in buttons.items())
+    ours = REPOSITORY.split('/', 3)[3]
+    buttons = {'Open in Colab': f'https://colab.research.google.com/github/{ours}/blob/{at}',
+               'Download notebook': f'{REPOSITORY}/raw/{at}', 'View source': f'{REPOSITORY}/blob/{at}'}
+    look = '{.btn .btn-outline-primary .btn-sm role="button"}'
+    return ' '.join(f'[{text}]({url}){look}' for text, url in buttons.items())
 
 class PageHeader:
-    "A `doc_procs` entry of nbdev: puts links and a box below a chapter's title, names on its folds, and its reference cards and how to cite it at its end."
+    """A `doc_procs` entry of nbdev, for what every page has.
+
+    It puts links and a box below a chapter's title, names on its folds, and its reference cards and how to cite it at
+    its end."""
     def __init__(self, nb): self.nb = nb
 
     def end(self):
         name = Path(self.nb.path_).name
         if name == 'index.ipynb': return
         intro = next((c for c in self.nb.cells if c.cell_type == 'markdown' and '**It takes**' in c.source), None)
-        if intro: intro.source = boxed(intro.source, verified_with(Path(self.nb.path_).resolve().parents[1] / 'constraints.txt'))
+        pins = Path(self.nb.path_).resolve().parents[1] / 'constraints.txt'
+        if intro: intro.source = boxed(intro.source, verified_with(pins))
         first = next(c for c in self.nb.cells if c.cell_type == 'markdown' and not c.source.startswith('<!--'))
         first.source = page_links(name) + '\n\n' + first.source
-        for c in self.nb.cells: c.source = without_private_links(named_fold(c.source) if c.cell_type == 'code' else c.source)
+        for c in self.nb.cells:
+            c.source = without_private_links(named_fold(c.source) if c.cell_type == 'code' else c.source)
         gather_cards(self.nb)
-        if intro: self.nb.cells.append(type(first)(0, dict(cell_type='markdown', metadata={}, source=cited(name, _title(self.nb)))))
+        if intro: self.nb.cells.append(_text_cell(type(first), cited(name, _title(self.nb))))
+
+def _text_cell(kind, source): return kind(0, dict(cell_type='markdown', metadata={}, source=source))
 
 def _title(nb): return re.search(r'^title: (.*)$', nb.cells[0].source, flags=re.M)[1].strip('\'"')
 
@@ -57,8 +67,10 @@ def verified_with(
     constraints,   # path of the pins
 ) -> str:          # ', torch 2.13.0, ...', or nothing where there is no such file
     "The versions that matter to a reader."
-    pins = dict(re.findall(r'^([\w-]+)==([\w.]+)', Path(constraints).read_text(), flags=re.M)) if Path(constraints).is_file() else {}
-    return ''.join(f', {name} {pins[name]}' for name in ('torch', 'numpy', 'matplotlib', 'gymnasium', 'minigrid') if name in pins)
+    text = Path(constraints).read_text() if Path(constraints).is_file() else ''
+    pins = dict(re.findall(r'^([\w-]+)==([\w.]+)', text, flags=re.M))
+    matter = ('torch', 'numpy', 'matplotlib', 'gymnasium', 'minigrid')
+    return ''.join(f', {name} {pins[name]}' for name in matter if name in pins)
 
 # %% ../nbs/91_book.ipynb #b4c1337c
 def boxed(
@@ -68,8 +80,10 @@ def boxed(
     "The same, with what the chapter teaches, needs and costs in a box."
     before, teaches = text.split('**You will be able to**', 1)
     teaches = teaches.replace('\n**You need**', '\n\n**You need**').replace(' **It takes**', '\n\n**It takes**')
-    tested = f'**Last verified** with ldp_tut {__version__}{versions} by the tests of that release, on two CPU cores. On a T4 or an H200 it has not been timed.'
-    return f'{before.strip()}\n\n::: {{.callout-note appearance="minimal"}}\n**You will be able to**{teaches.rstrip()}\n\n{tested}\n:::\n'
+    tested = (f'**Last verified** with ldp_tut {__version__}{versions} by the tests of that release, on two CPU cores. '
+              'On a T4 or an H200 it has not been timed.')
+    return (f'{before.strip()}\n\n::: {{.callout-note appearance="minimal"}}\n'
+            f'**You will be able to**{teaches.rstrip()}\n\n{tested}\n:::\n')
 
 # %% ../nbs/91_book.ipynb #ec1e59c7
 def cited(
@@ -78,9 +92,12 @@ def cited(
 ) -> str:        # markdown
     "A folded BibTeX entry for one page."
     page = re.sub(r'^\d+[a-z]*_', '', Path(name).stem)
-    entry = dict(title=f'{{{title}}}', author='{The ldp\\_tut authors}', howpublished=f'Chapter of {{ldp\\_tut: planning by denoising}}, version {__version__}', url=f'{SITE}/{page}.html')
+    entry = dict(title=f'{{{title}}}', author='{The ldp\\_tut authors}',
+                 howpublished=f'Chapter of {{ldp\\_tut: planning by denoising}}, version {__version__}',
+                 url=f'{SITE}/{page}.html')
     fields = ',\n'.join(f'  {k} = {{{v}}}' for k, v in entry.items())
-    return f'::: {{.callout-note appearance="minimal" collapse="true"}}\n## Cite this chapter\n```bibtex\n@misc{{ldp_tut_{page},\n{fields}\n}}\n```\n:::\n'
+    return ('::: {.callout-note appearance="minimal" collapse="true"}\n## Cite this chapter\n'
+            f'```bibtex\n@misc{{ldp_tut_{page},\n{fields}\n}}\n```\n:::\n')
 
 # %% ../nbs/91_book.ipynb #2c61d0fe
 def named_fold(
@@ -117,14 +134,18 @@ def tidy_card(
     "The same, as a reader would write it."
     signature, fence, says = card.partition('\n```\n\n')
     signature = re.sub(r'^(#+) .*$', rf'\1 {name}', signature.replace('__main__.', ''), count=1, flags=re.M)
-    if is_class: signature = re.sub(r'\)(?:->None)?:?(\n```)?$', r')\1', signature.replace('```python\ndef ', '```python\nclass ', 1))
+    if is_class:
+        signature = signature.replace('```python\ndef ', '```python\nclass ', 1)
+        signature = re.sub(r'\)(?:->None)?:?(\n```)?$', r')\1', signature)
     first, *rest = says.split('\n')
     if first.startswith('*') and '*' in first[1:-1]:
         kept = r'(`[^`]*`|\$[^$]*\$)|(?<![\w*])\*(\w[^*]*\w|\w)\*(?![\w*])|\*'
         first = '*' + re.sub(kept, lambda m: m[1] or (f'_{m[2]}_' if m[2] else r'\*'), first[1:-1]) + '*'
     return signature + fence + '\n'.join([first] + rest)
 
-def _is_class(name): return any(name in names and inspect.isclass(getattr(import_module(module), name)) for module, names in symbols().items())
+def _is_class(name):
+    return any(name in names and inspect.isclass(getattr(import_module(module), name))
+               for module, names in symbols().items())
 
 # %% ../nbs/91_book.ipynb #e928d826
 def gather_cards(nb):
@@ -134,15 +155,22 @@ def gather_cards(nb):
     if not cards: return
     for c in cards:
         name = re.search(r'show_doc\(([\w.]+)', c.source)[1]
-        for data in (o['data'] for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})): data['text/markdown'] = tidy_card(_join(data['text/markdown']), name, _is_class(name))
-    kind = type(cards[0])
-    says = 'What this chapter exports. Symbols such as $k$, $H$ and $\\bar\\alpha$ are explained under [notation](00_notation.ipynb).'
-    title = kind(0, dict(cell_type='markdown', metadata={}, source=f'## Reference {{#reference}}\n\n{says}'))
+        for data in _shown(c, 'text/markdown'):
+            data['text/markdown'] = tidy_card(_join(data['text/markdown']), name, _is_class(name))
+    says = ('What this chapter exports. Symbols such as $k$, $H$ and $\\bar\\alpha$ are explained under '
+            '[notation](00_notation.ipynb).')
+    title = _text_cell(type(cards[0]), f'## Reference {{#reference}}\n\n{says}')
     nb.cells = [c for c in nb.cells if not is_card(c)] + [title] + cards
+
+def _shown(cell, kind):
+    "The outputs of a cell that come in one kind, such as 'text/html': their dicts of kinds."
+    return [o['data'] for o in cell.get('outputs', []) if kind in o.get('data', {})]
 
 # %% ../nbs/91_book.ipynb #a2d1efee
 def symbols() -> dict:
-    "Where every public name is explained: module -> name -> address relative to the site, from the index that nbdev keeps."
+    """Where every public name is explained, from the index that nbdev keeps.
+
+    Module -> name -> address relative to the site."""
     index, found = import_module('ldp_tut._modidx').d['syms'], {}
     for module, names in index.items():
         if not names: continue
@@ -159,7 +187,8 @@ def prepare(
     from nbdev.processors import FilterDefaults
     nb = read_nb(path)
     FilterDefaults()(nb)
-    return dict(metadata=dict(nb.metadata), cells=[dict(cell_type=c.cell_type, source=c.source, outputs=[json.loads(json.dumps(o)) for o in c.get('outputs', [])]) for c in nb.cells])
+    plain = lambda c: dict(cell_type=c.cell_type, source=c.source, outputs=json.loads(json.dumps(c.get('outputs', []))))
+    return dict(metadata=dict(nb.metadata), cells=[plain(c) for c in nb.cells])
 
 _join = lambda t: ''.join(t) if isinstance(t, list) else t
 
@@ -168,7 +197,7 @@ def prose(page: dict) -> str:
     parts = []
     for c in page['cells']:
         if c['cell_type'] == 'markdown': parts.append(_join(c['source']))
-        parts += [_join(o['data']['text/markdown']) for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+        parts += [_join(data['text/markdown']) for data in _shown(c, 'text/markdown')]
     return '\n\n'.join(parts)
 
 def without_code(text: str) -> str:
@@ -181,7 +210,8 @@ def slug(
 ) -> str:
     "The anchor pandoc makes of a heading: its words in small letters, joined by hyphens, from the first letter on."
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', re.sub(r'\s*\{[^}]*\}\s*$', '', heading)).lower()
-    return re.sub(r'^[\W\d_]+', '', '-'.join(''.join(c for c in text if c.isalnum() or c in '_-. ').split())) or 'section'
+    words = ''.join(c for c in text if c.isalnum() or c in '_-. ').split()
+    return re.sub(r'^[\W\d_]+', '', '-'.join(words)) or 'section'
 
 def anchors(
     cells: list,  # of a notebook, prepared or not
@@ -195,7 +225,7 @@ def anchors(
             name = slug(heading)
             times[name] = times.get(name, -1) + 1
             found.append(f'{name}-{times[name]}' if times[name] else name)
-        web = ''.join(_join(o['data']['text/html']) for o in c.get('outputs', []) if 'text/html' in o.get('data', {}))
+        web = ''.join(_join(data['text/html']) for data in _shown(c, 'text/html'))
         found += re.findall(r'\{#([\w:.-]+)', text) + re.findall(r'\bid="([^"]+)"', text + web)
         if c['cell_type'] == 'code': found += re.findall(r'^#\| label: (\S+)', _join(c['source']), flags=re.M)
     return set(found) | {slug(n) for n in exported} | ({'reference'} if exported else set())
@@ -203,20 +233,26 @@ def anchors(
 def _carded(cell):
     "The names in one cell of a notebook that nbdev makes a card for: what it exports, and methods it patches in."
     source = _join(cell['source'])
-    if cell['cell_type'] != 'code' or not re.search(r'^#\| *exports?\b', source, flags=re.M) or re.search(r'^#\| *hide\b', source, flags=re.M): return []
-    defined = [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and (not n.name.startswith('_') or n.name.startswith('__'))]
-    patched = lambda n: any(getattr(getattr(d, 'func', d), 'id', '') == 'patch' for d in getattr(n, 'decorator_list', []))
-    return [f'{n.args.args[0].annotation.id}.{n.name}' if patched(n) else n.name for n in defined]
+    says = lambda what: re.search(rf'^#\| *{what}\b', source, flags=re.M)
+    if cell['cell_type'] != 'code' or not says('exports?') or says('hide'): return []
+    public = lambda name: not name.startswith('_') or name.startswith('__')
+    defined = [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and public(n.name)]
+    names = lambda n: [getattr(getattr(d, 'func', d), 'id', '') for d in getattr(n, 'decorator_list', [])]
+    return [f'{n.args.args[0].annotation.id}.{n.name}' if 'patch' in names(n) else n.name for n in defined]
 
 @lru_cache(maxsize=None)
-def _anchors_of(path, changed): return anchors(json.loads(Path(path).read_text())['cells'])  # `changed` makes a new version a new question
+def _anchors_of(path, changed):
+    "`changed` makes a new version a new question."
+    return anchors(json.loads(Path(path).read_text())['cells'])
 
 def bad_links(
     text: str,     # markdown
     folder,        # with the notebooks
     here=None,     # anchors of the page the text is on; None leaves links within it unchecked
 ) -> list:
-    "Links to what is neither a file in `folder` nor a page made from one, or to no place on that page; and pictures without a description."
+    """Links that lead nowhere, and pictures without a description.
+
+    Nowhere: to what is neither a file in `folder` nor a page made from one, or to no place on that page."""
     found, pages = [], {re.sub(r'^\d+[a-z]*_', '', p.stem) + '.html': p for p in Path(folder).glob('*.ipynb')}
     for picture, says, target in re.findall(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)', without_code(text)):
         if picture and not says.strip(): found.append(f'picture without a description: {target}')
@@ -226,7 +262,8 @@ def bad_links(
         path = pages.get(place, Path(folder) / place)
         if not path.exists(): found.append(f'link to nothing: {target}')
         elif anchor:
-            there = here if not place else _anchors_of(path, path.stat().st_mtime_ns) if path.suffix == '.ipynb' else None
+            there = here
+            if place: there = _anchors_of(path, path.stat().st_mtime_ns) if path.suffix == '.ipynb' else None
             if there is not None and anchor not in there: found.append(f'link to no such place on its page: {target}')
     return found
 
@@ -234,12 +271,14 @@ def bad_references(text: str, labels: list, bibliography: str) -> list:
     "References to labels or works that are not there, and labels given twice."
     found = [f'label given twice: {n}' for n in sorted({n for n in labels if labels.count(n) > 1})]
     for ref in re.findall(r'(?<![\w.])@([a-zA-Z][\w-]*)', re.sub(r'\$\$.*?\$\$', '', without_code(text), flags=re.S)):
-        if ref.startswith(('eq-', 'fig-', 'tbl-', 'sec-')): found += [f'reference to nothing: @{ref}'] if ref not in labels else []
+        if ref.startswith(('eq-', 'fig-', 'tbl-', 'sec-')):
+            if ref not in labels: found.append(f'reference to nothing: @{ref}')
         elif f'{{{ref},' not in bibliography: found.append(f'no such work in references.bib: @{ref}')
     return found
 
 # %% ../nbs/91_book.ipynb #944ecd8a
-ELSEWHERE = re.compile(r'''<(?:script|img|iframe|source|link)\b[^>]*(?:src|href|srcset)\s*=\s*["']?(?:https?:)?//|@import\s+(?:url\()?["']?https?:|fetch\(["']https?:''', re.I)
+ELSEWHERE = re.compile(r'''<(?:script|img|iframe|source|link)\b[^>]*(?:src|href|srcset)\s*=\s*["']?(?:https?:)?//'''
+                       r'''|@import\s+(?:url\()?["']?https?:|fetch\(["']https?:''', re.I)
 
 def bad_outputs(page: dict) -> list:
     "Pictures that a screen reader cannot describe, and outputs that ask another host for something."
@@ -250,21 +289,27 @@ def bad_outputs(page: dict) -> list:
             web = _join(data.get('text/html', ''))
             if ELSEWHERE.search(web): found.append(f'an output asks another host: {ELSEWHERE.search(web)[0]}')
             if any(' alt=' not in tag for tag in re.findall(r'<img\b[^>]*>', web)): found.append('an <img> without alt')
-            if not web and any(k in data for k in ('image/png', 'image/jpeg', 'image/svg+xml')) and not told: found.append(f'a picture without fig-alt, from: {c["source"].strip()[:60]!r}')
+            picture = any(k in data for k in ('image/png', 'image/jpeg', 'image/svg+xml'))
+            if picture and not web and not told:
+                found.append(f'a picture without fig-alt, from: {c["source"].strip()[:60]!r}')
     return found
 
 def bad_fences(text: str) -> list:
     "Code fences and divs that are opened and not closed."
-    fences, divs = re.findall(r'^ *```', text, flags=re.M), re.findall(r'^:::+(.*)$', re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M), flags=re.M)
-    opened = sum(bool(d.strip()) for d in divs)
-    return ['a code fence is not closed'] * (len(fences) % 2) + ([f'{opened} divs opened, {len(divs) - opened} closed'] if 2 * opened != len(divs) else [])
+    fences = re.findall(r'^ *```', text, flags=re.M)
+    divs = re.findall(r'^:::+(.*)$', re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M), flags=re.M)
+    opened, found = sum(bool(d.strip()) for d in divs), []
+    if len(fences) % 2: found.append('a code fence is not closed')
+    if 2 * opened != len(divs): found.append(f'{opened} divs opened, {len(divs) - opened} closed')
+    return found
 
 # %% ../nbs/91_book.ipynb #0f37f2a8
 def equations(text: str) -> list:
     "The TeX of markdown text: (source, is it displayed)."
     text = without_code(text).replace('\\$', '')
     shown = re.findall(r'\$\$(.+?)\$\$', text, flags=re.S)
-    inline = re.findall(r'(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])', re.sub(r'\$\$.+?\$\$', ' ', text, flags=re.S))
+    rest = re.sub(r'\$\$.+?\$\$', ' ', text, flags=re.S)
+    inline = re.findall(r'(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])', rest)
     return [(t, True) for t in shown] + [(t, False) for t in inline]
 
 def bad_equations(
@@ -273,9 +318,15 @@ def bad_equations(
 ) -> list:
     "What KaTeX says of the equations it cannot set. Raises `FileNotFoundError` where there is no Node."
     if not shutil.which('node'): raise FileNotFoundError('checking equations needs Node (https://nodejs.org)')
-    script = ("const k = require(process.argv[1]), said = []; for (const [t, d] of JSON.parse(require('fs').readFileSync(0, 'utf8')))"
-              "{ try { k.renderToString(t, {displayMode: d, throwOnError: true, strict: 'ignore'}) } catch (e) { said.push(e.message) } } console.log(JSON.stringify(said))")
-    run = subprocess.run(['node', '-e', script, str(Path(katex).resolve())], input=json.dumps(found), capture_output=True, text=True, check=True)
+    script = """
+const katex = require(process.argv[1]), said = [];
+for (const [tex, shown] of JSON.parse(require('fs').readFileSync(0, 'utf8'))) {
+    try { katex.renderToString(tex, {displayMode: shown, throwOnError: true, strict: 'ignore'}) }
+    catch (e) { said.push(e.message) }
+}
+console.log(JSON.stringify(said))"""
+    run = subprocess.run(['node', '-e', script, str(Path(katex).resolve())], input=json.dumps(found),
+                         capture_output=True, text=True, check=True)
     return [f'KaTeX: {m}' for m in json.loads(run.stdout)]
 
 # %% ../nbs/91_book.ipynb #ee69e251
@@ -288,9 +339,12 @@ def check_page(
     text, source = prose(page), '\n'.join(c['source'] for c in page['cells'] if c['cell_type'] == 'code')
     labels = re.findall(r'\{#((?:eq|fig|tbl|sec)-[\w-]+)', text) + re.findall(r'#\| label: (\S+)', source)
     size = sum(len(json.dumps(o)) for c in page['cells'] for o in c.get('outputs', [])) + len(text) + len(source)
-    found = bad_links(text, folder, anchors(page['cells'])) + bad_references(text, labels, (Path(folder) / 'references.bib').read_text()) + bad_outputs(page) + bad_fences(text)
+    folder = Path(folder)
+    found = bad_links(text, folder, anchors(page['cells'])) + bad_outputs(page) + bad_fences(text)
+    found += bad_references(text, labels, (folder / 'references.bib').read_text())
     if size > largest: found.append(f'{size:,} bytes: more than {largest:,}')
-    return found + (bad_equations(equations(text), Path(folder) / 'katex' / 'katex.min.js') if shutil.which('node') else [])
+    if shutil.which('node'): found += bad_equations(equations(text), folder / 'katex' / 'katex.min.js')
+    return found
 
 # %% ../nbs/91_book.ipynb #d57d8c49
 def preview(
@@ -302,12 +356,20 @@ def preview(
     from nbconvert import HTMLExporter
     front = page['cells'][0]['source']
     field = lambda name: (re.search(rf'^{name}: *(.+)$', front, flags=re.M) or ['', 'page'])[1].strip('\'" ')
-    cell = lambda i, c: dict(cell_type=c['cell_type'], id=f'c{i}', metadata={}, source=re.sub(r'^#\|.*\n?', '', c['source'], flags=re.M)) | (dict(execution_count=None, outputs=c['outputs']) if c['cell_type'] == 'code' else {})
-    cells = [cell(i, c) for i, c in enumerate(page['cells'][1:]) if c['cell_type'] in ('markdown', 'code') and 'show_doc(' not in c['source']]
-    body, _ = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    def cell(i, c):
+        source = re.sub(r'^#\|.*\n?', '', c['source'], flags=re.M)
+        ran = dict(execution_count=None, outputs=c['outputs']) if c['cell_type'] == 'code' else {}
+        return dict(cell_type=c['cell_type'], id=f'c{i}', metadata={}, source=source) | ran
+    cells = [cell(i, c) for i, c in enumerate(page['cells'][1:])
+             if c['cell_type'] in ('markdown', 'code') and 'show_doc(' not in c['source']]
+    book = nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
+    plain = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
+    body, _ = plain.from_notebook_node(book)
     target = Path(folder) / (Path(field('output-file')).stem + '.html')
-    target.write_text(f'''<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(field("title"))}</title>
+    target.write_text(f'''<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{html.escape(field("title"))}</title>
 <link rel="stylesheet" href="katex/katex.min.css"><script src="katex/katex.min.js"></script>
-<style>body {{ font-family: system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5 }} pre {{ overflow-x: auto; background: #f6f6f4; padding: .5rem }} img {{ max-width: 100% }}</style>
+<style>body {{ font-family: system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
+line-height: 1.5 }} pre {{ overflow-x: auto; background: #f6f6f4; padding: .5rem }} img {{ max-width: 100% }}</style>
 </head><body><h1>{html.escape(field("title"))}</h1>{body}</body></html>''')
     return target

@@ -240,6 +240,6 @@ def rollout(
         x = torch.cat([torch.stack(out[-C:], 1), fresh[:, s:s + 1]], 1)
         board = _roll_board(own, torch.arange(s, s + C) < C, stabilise)
         g = torch.Generator(x.device).manual_seed(seed + s)
-        walk = sample(model, x, board, schedule=model.schedule, eta=eta, generator=g)
+        walk = sample(model, x, board, schedule=model.schedule, eta=eta, noise=g)
         out.append(last(walk).x[:, -1])
     return torch.stack(out, 1)

@@ -62,15 +62,19 @@ def draw_room(
     big = Image.fromarray(image.astype(np.uint8)).resize((W * size, H * size), Image.NEAREST)
     draw = ImageDraw.Draw(big)
     centre = lambda x, y: ((x + .5) * size, (y + .5) * size)
-    for x, y in np.argwhere(cells[..., 0] == 8): draw.rectangle([x * size, y * size, (x + 1) * size - 1, (y + 1) * size - 1], outline=rgb(GREEN), width=max(1, size // 7))  # seen under a plan, too
-    if walk is not None and len(walk) > 1: draw.line([centre(*p) for p in walk], fill=rgb(BLUE), width=max(2, size // 5), joint='curve')
+    for x, y in np.argwhere(cells[..., 0] == 8):  # goals are seen under a plan, too
+        square = [x * size, y * size, (x + 1) * size - 1, (y + 1) * size - 1]
+        draw.rectangle(square, outline=rgb(GREEN), width=max(1, size // 7))
+    if walk is not None and len(walk) > 1:
+        draw.line([centre(*p) for p in walk], fill=rgb(BLUE), width=max(2, size // 5), joint='curve')
     if pose is not None:
         x, y, d = map(int, pose)
         (cx, cy), r = centre(x, y), size * .42
         turn = np.deg2rad(90 * d)
         corners = [(1, 0), (-.8, .75), (-.4, 0), (-.8, -.75)]
-        draw.polygon([(cx + r * (a * np.cos(turn) - b * np.sin(turn)), cy + r * (a * np.sin(turn) + b * np.cos(turn))) for a, b in corners],
-                     fill=rgb(RED), outline=(255, 255, 255))
+        cos, sin = np.cos(turn), np.sin(turn)
+        turned = [(cx + r * (a * cos - b * sin), cy + r * (a * sin + b * cos)) for a, b in corners]
+        draw.polygon(turned, fill=rgb(RED), outline=(255, 255, 255))
     return big
 
 # %% ../nbs/90_viz.ipynb #ea7b02ef
@@ -81,7 +85,8 @@ def side_by_side(
 ) -> Image.Image:
     "A row of pictures with captions."
     top = 18 if titles else 0
-    out = Image.new('RGB', (sum(i.width for i in images) + gap * (len(images) - 1), max(i.height for i in images) + top), (255, 255, 255))
+    wide, high = sum(i.width for i in images) + gap * (len(images) - 1), max(i.height for i in images) + top
+    out = Image.new('RGB', (wide, high), (255, 255, 255))
     x, draw = 0, ImageDraw.Draw(out)
     for i, image in enumerate(images):
         if titles: draw.text((x + 2, 3), titles[i], fill=rgb(INK))
@@ -128,7 +133,8 @@ class Film:
         return _gif(self.frames, self.seconds, self.hold, self.colours)
 
     def _repr_mimebundle_(self, **_):
-        still = io.BytesIO(); self.frames[-1].convert('RGB').quantize(self.colours, dither=Image.Dither.NONE).save(still, format='PNG', optimize=True)
+        still, last = io.BytesIO(), self.frames[-1].convert('RGB')
+        last.quantize(self.colours, dither=Image.Dither.NONE).save(still, format='PNG', optimize=True)
         data = lambda kind, raw: f'data:image/{kind};base64,' + base64.b64encode(raw).decode()
         html = (f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{data("png", still.getvalue())}">'
                 f'<img src="{data("gif", self.gif())}" alt="{escape(self.alt)}"></picture>')
@@ -166,11 +172,15 @@ def draw_families(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(7, 3.4), layout='constrained')[1]
     def box(x, y, text, shade='#d9e8f5', dashed=False):
-        ax.text(x, y, text, ha='center', va='center', fontsize=8.5, color='#222222', bbox=dict(boxstyle='round,pad=.35', fc=shade, ec='#4d4d4d', ls='--' if dashed else '-'))
+        frame = dict(boxstyle='round,pad=.35', fc=shade, ec='#4d4d4d', ls='--' if dashed else '-')
+        ax.text(x, y, text, ha='center', va='center', fontsize=8.5, color='#222222', bbox=frame)
     def arrow(x, to, y, style='-|>', dashed=False):
-        ax.annotate('', (to - .42, y), (x + .42, y), arrowprops=dict(arrowstyle=style, color='#0072b2', ls='--' if dashed else '-', lw=1.4))
-    rows = [('GAN', ['noise', 'sample', 'critic'], '-|>', (1,)), ('VAE', ['data', 'code', 'data'], '-|>', (0,)), ('flow', ['noise', 'data'], '<|-|>', ()),
-            ('autoregression', ['$x_1$', '$x_1x_2$', '$x_1x_2x_3$', '…'], '-|>', ()), ('diffusion', ['$x^K$: noise', '$x^{k}$', '$x^{k-1}$', '$x^0$: data'], '-|>', ())]
+        how = dict(arrowstyle=style, color='#0072b2', ls='--' if dashed else '-', lw=1.4)
+        ax.annotate('', (to - .42, y), (x + .42, y), arrowprops=how)
+    rows = [('GAN', ['noise', 'sample', 'critic'], '-|>', (1,)), ('VAE', ['data', 'code', 'data'], '-|>', (0,)),
+            ('flow', ['noise', 'data'], '<|-|>', ()),
+            ('autoregression', ['$x_1$', '$x_1x_2$', '$x_1x_2x_3$', '…'], '-|>', ()),
+            ('diffusion', ['$x^K$: noise', '$x^{k}$', '$x^{k-1}$', '$x^0$: data'], '-|>', ())]
     for y, (name, boxes, style, training) in zip(range(4, -1, -1), rows):
         ax.text(-1.9, y, name, va='center', fontsize=9.5, weight='bold', color='#888888')
         for j, text in enumerate(boxes):
@@ -191,7 +201,8 @@ def draw_blocks(
     wide, high = places * (size + 4) + 8, (len(position) + 1) * size + 8
     image = Image.new('RGB', (wide, high), rgb(PAPER))
     draw = ImageDraw.Draw(image)
-    for p in range(places): draw.line([6 + p * (size + 4), high - 4, 2 + (p + 1) * (size + 4), high - 4], fill=rgb(INK), width=2)
+    for left in range(6, 6 + places * (size + 4), size + 4):
+        draw.line([left, high - 4, left + size, high - 4], fill=rgb(INK), width=2)
     for b, (place, height) in enumerate(position):
         x, y = 6 + place * (size + 4), high - 6 - (height + 1) * size
         draw.rectangle([x, y, x + size - 2, y + size - 2], fill=(*map(int, rgb(BLOCKS[b])),), outline=(255, 255, 255))
@@ -213,30 +224,43 @@ def draw_maze(
     for x, y in maze.centre: ax.add_patch(plt.Rectangle((x - .5, y - .5), 1, 1, color=PAPER, lw=0, zorder=0))
     for path in paths:
         path = np.asarray(path, float)
-        ax.add_collection(LineCollection(np.stack([path[:-1], path[1:]], 1), colors=[np.array(over_time(u)) / 255 for u in np.linspace(0, 1, len(path) - 1)], lw=1.4))
+        colours = [np.array(over_time(u)) / 255 for u in np.linspace(0, 1, len(path) - 1)]
+        ax.add_collection(LineCollection(np.stack([path[:-1], path[1:]], 1), colors=colours, lw=1.4))
         ax.plot(*path[0], 'o', color=BLUE, ms=4)
     if goal is not None: ax.plot(*goal, '*', color=RED, ms=11)
     low, high = maze.centre.min(0) - .7, maze.centre.max(0) + .7
-    ax.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect='equal', facecolor='#6b6f76')
+    ax.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect='equal',
+           facecolor='#6b6f76')
     return ax
 
 # %% ../nbs/90_viz.ipynb #bd21541a
-_SLIDER = """<div class="ldp-board" id="ID"><div data-still>STILL</div><script type="application/json">DATA</script><script>
+_SLIDER = """<div class="ldp-board" id="ID"><div data-still>STILL</div>
+<script type="application/json">DATA</script><script>
 (() => {
-  const root = document.getElementById('ID'), data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-  const names = Object.keys(data.boards), W = 26, H = 15, keys = 'data-lm-suppress-shortcuts="true"';  // in JupyterLab arrow keys are for us, not for walking from cell to cell
-  const shade = k => { const u = k / data.K; return `rgb(${[[253,0],[231,34],[155,78]].map(([a, b]) => Math.round(a + u * (b - a))).join()})`; };
-  root.querySelector('[data-still]').innerHTML = `<label>board <select ${keys}>${names.map(n => `<option>${n}</option>`).join('')}</select></label>
-    <label style="margin-left:1em">iteration <input type="range" min="0" value="0" step="1" ${keys}></label> <output></output><div data-draw></div>`;
-  const pick = root.querySelector('select'), slide = root.querySelector('input'), said = root.querySelector('output'), place = root.querySelector('[data-draw]');
+  const root = document.getElementById('ID'), find = what => root.querySelector(what);
+  const data = JSON.parse(find('script[type="application/json"]').textContent);
+  const names = Object.keys(data.boards), W = 26, H = 15;
+  const keys = 'data-lm-suppress-shortcuts="true"';  // in JupyterLab arrow keys are for us, not for walking over cells
+  const ends = [[253, 0], [231, 34], [155, 78]];  // red, green and blue of a clean token, and of pure noise
+  const shade = k => `rgb(${ends.map(([a, b]) => Math.round(a + k / data.K * (b - a))).join()})`;
+  find('[data-still]').innerHTML =
+    `<label>board <select ${keys}>${names.map(n => `<option>${n}</option>`).join('')}</select></label>
+    <label style="margin-left:1em">iteration <input type="range" min="0" value="0" step="1" ${keys}></label>
+    <output></output><div data-draw></div>`;
+  const pick = find('select'), slide = find('input'), said = find('output'), place = find('[data-draw]');
   const draw = () => {
-    const b = data.boards[pick.value]; slide.max = b.length - 1; const m = Math.min(+slide.value, b.length - 1), n = b[0].length;
+    const b = data.boards[pick.value]; slide.max = b.length - 1;
+    const m = Math.min(+slide.value, b.length - 1), n = b[0].length;
     const cell = (k, x, y, w, h) => `<rect x="${x}" y="${y}" width="${w}" height="${h}" fill="${shade(k)}"/>`;
     let svg = b.map((row, i) => row.map((k, j) => cell(k, j * W, i * H, W, H)).join('')).join('');
-    svg += `<rect x="1" y="${m * H + 1}" width="${n * W - 2}" height="${H - 2}" fill="none" stroke="#d55e00" stroke-width="3"/>`;
+    svg += `<rect x="1" y="${m * H + 1}" width="${n * W - 2}" height="${H - 2}" fill="none" stroke="#d55e00"
+      stroke-width="3"/>`;
     const y = b.length * H + 14;
-    svg += b[m].map((k, j) => cell(k, j * W + 1, y, W - 2, W) + `<text x="${j * W + W / 2}" y="${y + W / 2 + 4}" font-size="10" text-anchor="middle" fill="${k > data.K / 2 ? '#fff' : '#000'}">${k}</text>`).join('');
-    place.innerHTML = `<svg role="img" aria-label="noise board ${pick.value}, iteration ${m}" viewBox="0 0 ${n * W} ${y + W + 2}" style="max-width:${n * W * 1.4}px;width:100%">${svg}</svg>`;
+    const label = (k, j) => `<text x="${j * W + W / 2}" y="${y + W / 2 + 4}" font-size="10" text-anchor="middle"
+      fill="${k > data.K / 2 ? '#fff' : '#000'}">${k}</text>`;
+    svg += b[m].map((k, j) => cell(k, j * W + 1, y, W - 2, W) + label(k, j)).join('');
+    place.innerHTML = `<svg role="img" aria-label="noise board ${pick.value}, iteration ${m}"
+      viewBox="0 0 ${n * W} ${y + W + 2}" style="max-width:${n * W * 1.4}px;width:100%">${svg}</svg>`;
     said.textContent = `m = ${m}`;
   };
   pick.onchange = slide.oninput = draw; draw();
@@ -244,7 +268,9 @@ _SLIDER = """<div class="ldp-board" id="ID"><div data-still>STILL</div><script t
 </script></div>"""
 
 class BoardSlider:
-    "Noise boards with a slider over the iterations. It runs in the page, with no kernel; where scripts do not run the first board stands still."
+    """Noise boards with a slider over the iterations.
+
+    It runs in the page, with no kernel; where scripts do not run the first board stands still."""
     def __init__(self,
         boards: dict,   # name -> integer board [M+1, H]
         K: int,         # trained levels
@@ -255,9 +281,13 @@ class BoardSlider:
     def still(self) -> str:
         "The first board as SVG."
         name, board = next(iter(self.boards.items()))
-        shade = lambda k: 'rgb({},{},{})'.format(*(round(a + k / self.K * (b - a)) for a, b in ((253, 0), (231, 34), (155, 78))))
-        cells = ''.join(f'<rect x="{26 * j}" y="{15 * i}" width="26" height="15" fill="{shade(k)}"/>' for i, row in enumerate(board) for j, k in enumerate(row))
-        return f'<svg role="img" aria-label="noise board {name}" viewBox="0 0 {26 * len(board[0])} {15 * len(board)}" style="max-width:{36 * len(board[0])}px;width:100%">{cells}</svg>'
+        ends = (253, 0), (231, 34), (155, 78)  # red, green and blue of a clean token, and of pure noise
+        shade = lambda k: 'rgb({},{},{})'.format(*(round(a + k / self.K * (b - a)) for a, b in ends))
+        cells = ''.join(f'<rect x="{26 * j}" y="{15 * i}" width="26" height="15" fill="{shade(k)}"/>'
+                        for i, row in enumerate(board) for j, k in enumerate(row))
+        n, rows = len(board[0]), len(board)
+        return (f'<svg role="img" aria-label="noise board {name}" viewBox="0 0 {26 * n} {15 * rows}" '
+                f'style="max-width:{36 * n}px;width:100%">{cells}</svg>')
 
     def _repr_html_(self):
         data = json.dumps(dict(K=self.K, boards=self.boards), separators=(',', ':'))

@@ -1,10 +1,13 @@
 "The house rules: one direction of imports, one sampler, one truth in every file."
 import ast
 import configparser
+import inspect
 import json
 import re
 import subprocess
 import sys
+from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,73 @@ def test_there_is_one_denoising_loop():
     # argument checks, blocks of a network, and three that move a point without denoising it: a likelihood, and Langevin chains at a level
     over_other_things = {'ddpm.convert', 'ddpm.sample_step', 'forcing.forward', 'score.flow_log_prob', 'score.annealed_langevin'}
     assert callers == ['ddpm.sample'] and set(loops) <= over_other_things, (callers, loops)
+
+
+def generated(module):
+    "Lines of a module that nbdev writes: the list of its public names."
+    tree = ast.parse(module.read_text())
+    return {n for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__' for n in range(node.lineno, node.end_lineno + 1)}
+
+
+def long_lines(module):
+    made = generated(module)
+    return [f'{module.name}:{n}: {len(line)} columns' for n, line in enumerate(module.read_text().split('\n'), 1) if len(line) > 120 and n not in made]
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.name)
+def test_lines_have_at_most_120_columns(path):
+    assert long_lines(path) == []
+
+
+def test_a_long_line_is_found(tmp_path):
+    module = tmp_path / 'm.py'
+    module.write_text(f"__all__ = ['{'a' * 130}']\nx = 1  # {'b' * 120}\n")
+    assert long_lines(module) == ['m.py:2: 129 columns']
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.name)
+def test_a_module_has_at_most_700_lines(path):
+    assert len(path.read_text().splitlines()) <= 700
+
+
+@pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
+def test_a_chapter_has_at_most_70_code_cells(path):
+    cells = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+    assert sum(bool(c.strip()) for c in cells) <= 70
+
+
+def public_functions(module):
+    "Every public function, and every public method of a public class, with its arguments by name."
+    for name in import_module(f'ldp_tut.{module}').__all__:
+        thing = getattr(import_module(f'ldp_tut.{module}'), name)
+        if inspect.isfunction(thing): yield name, thing
+        if inspect.isclass(thing):
+            for n, f in vars(thing).items():
+                f = getattr(f, '__func__', f)  # of a class method, or a static one
+                counted = n == '__call__' or not n.startswith('_') or n == '__init__' and not is_dataclass(thing)
+                if inspect.isfunction(f) and counted: yield f'{name}.{n}', f
+
+
+def too_many(module, most=10):
+    count = lambda f: sum(n not in ('self', 'cls') for n in inspect.signature(f).parameters)
+    return [f'{module}.{name}: {count(f)} arguments' for name, f in public_functions(module) if count(f) > most]
+
+
+@pytest.mark.parametrize('module', [p.stem for p in LIBRARY])
+def test_a_function_has_at_most_ten_arguments(module):
+    "What has more to be told takes a configuration; the fields of one are not counted."
+    assert too_many(module) == []
+
+
+def test_functions_of_many_arguments_are_found():
+    assert 'train.fit: 10 arguments' in too_many('train', 9) and any(n.startswith('planner.FarFuturePlanner.') for n in too_many('planner', 2))
+
+
+def test_every_appendix_is_in_the_table_of_the_readme():
+    "And every chapter: the front page is where a reader looks for them."
+    table = (ROOT / 'README.md').read_text().split('## Read it')[1].split('\n## ')[0]
+    linked = set(re.findall(r'/(\w+)\.html\)', table))
+    assert linked == {re.sub(r'^\d+[a-z]*_', '', p.stem) for p in NBS} - {'index'}
 
 
 def test_settings_ini_agrees_with_pyproject():
