@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from .board import check_between, check_count, check_positive, context_board, full_board
+from .checkpoints import CheckpointError, save_checkpoint
 from .ddpm import sample, seeded_noise
 from .envs import make_env, split_agent
 from .exact import ChainConfig, ChainDenoiser, Scene, load_denoiser
 from .guidance import HeadGuide, Limited
-from .train import CheckpointError, pick_device, save_checkpoint
+from .train import pick_device
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00010
 def single_steps(tokens: int) -> int:

@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from .board import as_floats, check_count, check_finite, check_seeds, full_board
+from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from .data import Normaliser, Slices
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .envs import MAZES, MazeTask, point_mazes
 from .guidance import ClassifierGuide, Limited
-from .train import CheckpointError, TrainConfig, fingerprint, fit, load_checkpoint, save_checkpoint
+from .train import TrainConfig, fingerprint, fit
 
 # %% ../nbs/07_diffuser.ipynb #198ef995
 def _convolution(i, o, kernel, norm):

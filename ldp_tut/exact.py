@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from .checkpoints import CheckpointError, download, load_checkpoint
 from .ddpm import NoiseSchedule, cosine_schedule, shifted
 from .forcing import Prediction, fourier
-from .train import CheckpointError, download, load_checkpoint
 from .world import NEIGHBOURS, SceneEncoder, WorldConfig, WorldModel
 
 # %% ../nbs/14_exact.ipynb #a1e00011

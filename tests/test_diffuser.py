@@ -8,7 +8,8 @@ from ldp_tut.diffuser import (Diffuser, DiffuserConfig, Plans, Replanning, Suppo
                               load_diffuser, masked_loss, maze_scores, plan, planning, reach_of, replanned, return_of, save_diffuser, shortest, train_diffuser, warmed)
 from ldp_tut.envs import MAZES, PointMaze, point_mazes
 from ldp_tut.guidance import ClassifierGuide
-from ldp_tut.train import CheckpointError, TrainConfig
+from ldp_tut.checkpoints import CheckpointError
+from ldp_tut.train import TrainConfig
 
 CONFIG = DiffuserConfig(state_dim=4, action_dim=2, stride=2, goal_dims=2, width=16)
 
@@ -262,7 +263,7 @@ def test_without_normalisation_a_token_depends_on_its_neighbours_alone():
                                            (dict(config=dict(state_dim=4, action_dim=2, attention=8)), 'newer version: this one does not know attention'),
                                            (dict(config=dict(state_dim=-4, action_dim=2)), 'no usable configuration'), (dict(config=dict(state_dim=4, action_dim=3)), 'other weights')])
 def test_a_model_of_another_version_is_refused_in_one_sentence(model, tmp_path, change, match):
-    from ldp_tut.train import save_checkpoint
+    from ldp_tut.checkpoints import save_checkpoint
     card = dict(kind='diffuser', config=dict(state_dim=4, action_dim=2, stride=2, goal_dims=2, width=16)) | change
     path = save_checkpoint(tmp_path / 'm.safetensors', model.state_dict(), {k: v for k, v in card.items() if v is not None})
     with pytest.raises(CheckpointError, match=match): load_diffuser(path)

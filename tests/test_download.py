@@ -14,7 +14,7 @@ from ldp_tut import exact
 from ldp_tut.bench import reevaluate
 from ldp_tut.chain_planner import load_pretrained
 from ldp_tut.exact import list_pretrained
-from ldp_tut.train import CheckpointError, DownloadError, cache_folder, download, file_sha256, load_checkpoint, save_checkpoint
+from ldp_tut.checkpoints import CheckpointError, DownloadError, cache_folder, download, file_sha256, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 BODY = bytes(range(256)) * 4000  # about a megabyte
@@ -156,7 +156,7 @@ def test_a_full_disk_says_so(serve, tmp_path):
     "A limit on the size of files stands in for the disk: writing past it fails in the same way."
     child = _child(f'''
 import resource, signal, sys
-from ldp_tut.train import DownloadError, download
+from ldp_tut.checkpoints import DownloadError, download
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(BODY) // 2}, resource.RLIM_INFINITY))
 try: download(sys.argv[1], {SHA!r}, sys.argv[2], progress=False)
@@ -167,7 +167,7 @@ except DownloadError as e: print(e)''', serve().url(), tmp_path)
 
 def test_two_at_once_share_one_download(serve, tmp_path):
     s = serve()
-    code = f'import sys; from ldp_tut.train import download; print(download(sys.argv[1], {SHA!r}, sys.argv[2], progress=False))'
+    code = f'import sys; from ldp_tut.checkpoints import download; print(download(sys.argv[1], {SHA!r}, sys.argv[2], progress=False))'
     both = [_child(code, s.url(), tmp_path) for _ in range(2)]
     said = [c.communicate(timeout=120) for c in both]
     assert said[0][0] == said[1][0] and Path(said[0][0].strip()).read_bytes() == BODY, said

@@ -13,7 +13,7 @@ from ldp_tut.chain_planner import (ORDERS, ChainAgent, ChainPlanner, PlanConfig,
                                    settling_board)
 from ldp_tut.chain_training import Recipe, check_goal, plan_levels, planner_batches, planner_loss, train_planner
 from ldp_tut.exact import ChainConfig, ChainDenoiser, evidence, messages, one_step, one_step_back
-from ldp_tut.train import CheckpointError, save_checkpoint
+from ldp_tut.checkpoints import CheckpointError, save_checkpoint
 from ldp_tut.world import NEIGHBOURS, WorldConfig, check_contents, inside, find_contents, find_modes, find_mover, make_world, name_cells, patches, world_batches, world_loss
 
 ENV = 'MiniGrid-SimpleCrossingS9N1-v0'
@@ -914,7 +914,7 @@ def test_the_oracle_knows_how_soon_one_can_be_anywhere(crossing):
 def test_old_names_of_weights_are_known():
     "A file with the names of the first release loads, and nothing in it is left over."
     from ldp_tut.exact import checkpoint_shelf, load_denoiser, renamed
-    from ldp_tut.train import load_checkpoint
+    from ldp_tut.checkpoints import load_checkpoint
     tensors, _ = load_checkpoint(checkpoint_shelf() / 'doorkey-5x5.safetensors')
     model, _ = load_denoiser('doorkey-5x5')
     own = model.state_dict()

@@ -38,14 +38,14 @@ def code(path):
 
 @pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
 def test_a_chapter_imports_only_earlier_chapters(path):
-    "Three appendices are open to all: drawing and records import nothing of ours, stores import records."
+    "Four appendices are open to all: drawing, records and checkpoints import nothing of ours, stores import records."
     for module in imports(code(path)):
         assert module in CHAPTERS, f'{path.name} imports ldp_tut.{module}, which no notebook makes'
-        if module in ('viz', 'records', 'store'): continue
+        if module in ('viz', 'records', 'store', 'checkpoints'): continue
         assert CHAPTERS[module] < path.name, f'{path.name} imports {module} from the later chapter {CHAPTERS[module]}'
 
 
-@pytest.mark.parametrize('module, may', [('viz', set()), ('records', set()), ('store', {'records'})])
+@pytest.mark.parametrize('module, may', [('viz', set()), ('records', set()), ('checkpoints', set()), ('store', {'records'})])
 def test_open_appendices_import_next_to_nothing_of_ours(module, may):
     assert set(imports(ast.parse((ROOT / 'ldp_tut' / f'{module}.py').read_text()))) == may
 

@@ -16,7 +16,7 @@ from ldp_tut.forcing import Prediction
 from ldp_tut.planner import (
     WHEN, Agent, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
     between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
-from ldp_tut.train import CheckpointError
+from ldp_tut.checkpoints import CheckpointError
 from ldp_tut.worlds import Seen, Spaces, VectorWorld, World, fit_world
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +123,7 @@ def test_an_agent_trained_saved_and_loaded_is_the_same(trained, data):
 @pytest.mark.parametrize('change', [dict(model=dict(token_dim=3)), dict(model=dict(nonsense=1)), dict(world=dict(kind='moon')), dict(kind='cat'),
                                     dict(plan=dict(wings=2)), dict(plan=dict(replan=9)), dict(plan=None), dict(model=None), dict(world=None)])
 def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path, change):
-    from ldp_tut.train import load_checkpoint, save_checkpoint
+    from ldp_tut.checkpoints import load_checkpoint, save_checkpoint
     tensors, card = load_checkpoint(trained[1] / 'agent.safetensors')
     for name, value in change.items(): card[name] = {**card[name], **value} if isinstance(value, dict) else value
     card = {name: value for name, value in card.items() if value is not None}

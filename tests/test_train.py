@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ldp_tut.train import CheckpointError, CSVTracker, NonFiniteLoss, Tracking, TrainConfig, differences, fingerprint, fit, learning_rate, load_checkpoint, pick_device, save_checkpoint
+from ldp_tut.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from ldp_tut.train import CSVTracker, NonFiniteLoss, Tracking, TrainConfig, differences, fingerprint, fit, learning_rate, pick_device
 
 
 def net(seed=0):
@@ -102,10 +103,10 @@ def test_foreign_and_mismatched_checkpoints(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    import ldp_tut.train as train
+    import ldp_tut.checkpoints as checkpoints
     path = save_checkpoint(tmp_path / 'a.safetensors', dict(w=torch.zeros(3)), dict(kind='demo'))
     def full(tensors, file, metadata): open(file, 'wb').write(b'half'); raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(train, 'save_file', full)
+    monkeypatch.setattr(checkpoints, 'save_file', full)
     with pytest.raises(CheckpointError, match='No space left'): save_checkpoint(path, dict(w=torch.ones(3)), dict(kind='demo'))
     assert torch.equal(load_checkpoint(path)[0]['w'], torch.zeros(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'a.safetensors'], 'nothing half-written stays'
