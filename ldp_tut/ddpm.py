@@ -173,8 +173,8 @@ def _never_below(k_to, k_from):
 def _check_noise(noise, need):
     "Is the noise given, and not to be drawn? Then there must be enough for every draw."
     if noise is None or isinstance(noise, torch.Generator): return False
-    if not isinstance(noise, torch.Tensor):
-        raise TypeError(f'noise must be a tensor or a torch.Generator, got {type(noise).__name__}')
+    if not hasattr(noise, '__getitem__'):  # a tensor, or a list of tensors
+        raise TypeError(f'noise must be tensors, one a draw, or a torch.Generator, got {type(noise).__name__}')
     if len(noise) < need:
         raise ValueError(f'noise must hold {need} draws like x, iterations × (2 recurrences - 1), got {len(noise)}')
     return True

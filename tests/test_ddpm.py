@@ -105,8 +105,8 @@ def test_noise_is_given_or_drawn_by_a_generator():
     made = lambda noise: last(sample(lambda x, k, times: 0.5 * x, x, board, schedule=cosine_schedule(50), eta=1., noise=noise)).x
     g = torch.Generator().manual_seed(3)
     drawn = torch.stack([torch.randn(x.shape, generator=g) for _ in range(5)])
-    assert torch.equal(made(torch.Generator().manual_seed(3)), made(drawn)) and not torch.equal(made(None), made(drawn))
-    with pytest.raises(TypeError, match='a tensor or a torch.Generator, got int'): made(3)
+    assert torch.equal(made(torch.Generator().manual_seed(3)), made(drawn)) and torch.equal(made(list(drawn)), made(drawn)) and not torch.equal(made(None), made(drawn))
+    with pytest.raises(TypeError, match='one a draw, or a torch.Generator, got int'): made(3)
     with pytest.raises(ValueError, match='noise must hold 5 draws'): made(drawn[:4])
 
 
