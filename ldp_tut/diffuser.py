@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .board import check_count, check_finite, full_board
+from .board import as_floats, check_count, check_finite, check_positive, full_board
 from .data import Normaliser, Slices
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .envs import MAZES, MazeTask, point_mazes
@@ -201,6 +201,8 @@ class DiffuserConfig:
 
     def __post_init__(self):
         check_count(self.state_dim, 'state_dim'), check_count(self.stride, 'stride')
+        check_count(self.width, 'width'), check_count(self.K, 'K')
+        check_positive(self.shift, 'shift'), check_finite(self.action_weight, 'action_weight')
         check_count(self.action_dim, 'action_dim', 0)
         check_count(self.goal_dims, 'goal_dims', 0, self.state_dim)
 
@@ -321,12 +323,15 @@ def conditions(
     tokens: int = 32,
 ) -> tuple:                     # known bool [B, H, dims], value float [B, H, dims]
     "What a plan must contain, normalised; `ValueError` for what is no start or goal."
-    c, B = model.config, len(start)
+    c, dtype = model.config, next(model.parameters()).dtype
+    start = as_floats(start, 'start').to(dtype)
+    B = len(start) if start.ndim else 1
     check_states(start, (B, c.state_dim), 'start', '[B, state_dim]')
     value = start.new_zeros(B, tokens, c.dims)
     known = torch.zeros_like(value, dtype=torch.bool)
     value[:, 0, :c.state_dim], known[:, 0, :c.state_dim] = start, True
     if goal is not None:
+        goal = as_floats(goal, 'goal').to(dtype)
         check_states(goal, (B, c.goal_dims), 'goal', '[B, goal_dims]')
         value[:, -1, :c.goal_dims], known[:, -1, :c.goal_dims] = goal, True
     return known, model.normaliser(value)
@@ -346,6 +351,7 @@ def planning(
 ) -> Iterator[Iteration]:
     "Denoise plans on a full board. The conditions hold in every state that comes out."
     (B, H, D), K = value.shape, model.config.K
+    limit = check_positive(limit, 'limit')
     noise = seeded_noise(check_seeds(seeds, B), iterations + 1, H, D)
     noise = noise.to(value).transpose(0, 1)
     x, top = noise[0], K
