@@ -33,7 +33,7 @@ from .ddpm import NoiseSchedule, add_noise, cosine_schedule, last, sample, seede
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss
 from .guidance import HeadGuide, Limited
 from .train import CheckpointError, TrainConfig, fit, load_checkpoint, pick_device, save_checkpoint
-from .worlds import PixelWorld, Seen, Spaces, VectorWorld, World, fit_world
+from .worlds import PixelWorld, Seen, Spaces, VectorWorld, World, check_flat, fit_world
 
 # %% ../nbs/13_planner.ipynb #a18f5db5
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Rewards:
     @classmethod
     def of(cls, data: Trajectories, radius: float = None) -> 'Rewards':
         "Raises `ValueError` for data in which nothing pays, and goals whose radius the data do not show."
+        if radius is not None: radius = check_positive(radius, 'radius')
         if data.goal is not None: return cls('goal', radius=radius or goal_radius(data))
         low, high = float(data.reward.min()), float(data.reward.max())
         ends = data.action_start + data.length - 1
@@ -486,8 +487,9 @@ def train_planner(
     progress: bool = True,
 ) -> Agent:
     "A planner from nothing but a data set. Raises `ValueError`, before any training, for data it cannot plan from."
-    rewards = Rewards.of(data, radius)
-    longest = longest or default_longest(data)
+    rewards = Rewards.of(check_flat(data), radius)
+    longest = check_count(longest or default_longest(data), 'longest', 4)
+    if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest)
     stride = max(1, longest // 48)
     place = lambda name: None if out is None else Path(out) / name

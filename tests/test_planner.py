@@ -154,6 +154,31 @@ def test_options_that_cannot_be_meant_are_refused(how, words):
     with pytest.raises(ValueError, match=words): PlanConfig(**how)
 
 
+@pytest.mark.parametrize('name, value, words', [
+    ('observation', math.nan, 'observation of episode 1, step 2, dimension 1 is nan'), ('action', math.inf, 'action of episode 1, step 2, dimension 1 is inf'),
+    ('reward', -math.inf, 'reward of episode 1, step 2 is -inf'), ('goal', math.nan, 'goal of episode 1, step 2, dimension 1 is nan')])
+def test_nan_and_infinity_are_said_before_training_with_their_place(data, name, value, words):
+    from dataclasses import replace
+    field = getattr(data, name).copy()
+    field[(data.action_start if name in ('action', 'reward') else data.observation_start)[1] + 2, ...] = np.where(np.arange(max(1, field[0].size)) == field[0].size - 1, value, 0).reshape(field[0].shape)
+    for door in (train_planner, fit_world):
+        with pytest.raises(ValueError, match=words): door(replace(data, **{name: field}))
+
+
+@pytest.mark.parametrize('how, words', [(dict(radius=math.nan), 'radius must be a finite number'), (dict(radius=-1), 'radius must be positive'), (dict(longest=math.nan), 'longest must be an integer of at least 4, got nan'),
+                                        (dict(minutes=math.nan), 'minutes must be a finite number'), (dict(seed=-1), 'seed must be')])
+def test_numbers_that_cannot_be_meant_are_refused_before_training(data, how, words, tmp_path):
+    with pytest.raises(ValueError, match=words): train_planner(data, world_steps=1, steps=1, out=tmp_path / 'x', progress=False, **how)
+    assert not [*tmp_path.glob('x/*')]
+
+
+def test_a_record_of_rooms_is_told_what_it_can_become():
+    from ldp_tut.data import collect
+    rooms = collect('MiniGrid-Empty-5x5-v0', 'wander', 2, progress=False)
+    for door in (train_planner, fit_world):
+        with pytest.raises(ValueError, match="expected Trajectories, got Episodes: rooms become pictures by `as_frames"): door(rooms)
+
+
 def test_three_kinds_of_reward(data):
     row = np.zeros((10, 1), np.float32)
     end = Rewards.of(Trajectories(row, row[:9], [0] * 8 + [0.7], [9], [True]))
