@@ -24,6 +24,7 @@ from .chain_planner import ChainAgent, ChainPlanner, Plan, believable, open_env,
 from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, read_grid,
                           room_seeds, shortest_plan)
 from .exact import ChainConfig, ChainDenoiser, Scene, one_step, one_step_back
+from .planner import promise_gap
 from .viz import draw_room, side_by_side
 
 # %% ../nbs/17_benchmark.ipynb #84ad74ff
@@ -222,13 +223,10 @@ def promise_warning(
     """What to say where predicted and executed reward part by more than their margins (95 %) explain.
 
     Such plans cannot be trusted."""
-    n, said, done = report['episodes'], report['predicted_reward'], report['executed_reward']
-    margin = sum(1.96 * math.sqrt(max(p * (1 - p), 0.25 / n) / n) for p in (said, done))
-    if abs(said - done) <= margin: return ''
-    apart = (f'predicted reward {said:.2f} and executed reward {done:.2f} are farther apart than the {margin:.2f}'
-             f' that {n} rooms explain')
-    if said < done: return f'{apart}: the plans expect less than what happens'
-    return (f'{apart}: the plans promise what does not happen (lawful steps {report["lawful_rate"]:.1%});'
+    said, done = report['predicted_reward'], report['executed_reward']
+    gap = promise_gap(report['episodes'], said, done, 'rooms')
+    if not gap or said < done: return gap
+    return (f'{gap} (lawful steps {report["lawful_rate"]:.1%});'
             ' train longer or on more episodes before you trust one')
 
 # %% ../nbs/17_benchmark.ipynb #c1e00011

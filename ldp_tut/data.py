@@ -255,7 +255,7 @@ def as_vectors(
     episodes: Episodes,  # of a gridworld
 ) -> Trajectories:       # observations [..., 4]: x, y, cos and sin of the direction
     "Poses as numbers a planner can blend, of walks in one layout: turns and steps."
-    check_turns_and_steps(episodes.action)
+    check_turns_and_steps(check_data(episodes).action)
     pose = np.asarray(episodes.pose, np.float32)
     turn = np.asarray(episodes.pose[..., 2]) * np.pi / 2
     state = np.stack([pose[..., 0], pose[..., 1], np.cos(turn), np.sin(turn)], -1)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .board import as_floats, check_count, check_finite, check_seeds, full_board
+from .board import as_floats, check_count, check_finite, check_positive, check_seeds, full_board
 from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from .data import Normaliser, Slices
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
@@ -192,6 +192,8 @@ class DiffuserConfig:
 
     def __post_init__(self):
         check_count(self.state_dim, 'state_dim'), check_count(self.stride, 'stride')
+        check_count(self.width, 'width'), check_count(self.K, 'K')
+        check_positive(self.shift, 'shift'), check_finite(self.action_weight, 'action_weight')
         check_count(self.action_dim, 'action_dim', 0)
         check_count(self.goal_dims, 'goal_dims', 0, self.state_dim)
 
@@ -340,6 +342,7 @@ def planning(
 ) -> Iterator[Iteration]:
     "Denoise plans on a full board. The conditions hold in every state that comes out."
     (B, H, D), K = value.shape, model.config.K
+    limit = check_positive(limit, 'limit')
     noise = seeded_noise(check_seeds(seeds, B), iterations + 1, H, D)
     noise = noise.to(value).transpose(0, 1)
     x, top = noise[0], K

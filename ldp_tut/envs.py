@@ -8,8 +8,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/envs.html.md"""
 __all__ = ['EMPTY', 'WALL', 'FLOOR', 'DOOR', 'KEY', 'BALL', 'BOX', 'GOAL', 'LAVA', 'AGENT', 'OPEN', 'CLOSED', 'LOCKED', 'LEFT',
            'RIGHT', 'FORWARD', 'PICKUP', 'DROP', 'TOGGLE', 'DONE', 'ACTION_NAMES', 'STEP_X', 'STEP_Y', 'CLASSIC',
            'VIEWS', 'FAR', 'MAZES', 'check_env_id', 'need_mazes', 'check_objects', 'check_rules', 'check_force',
-           'check_cell', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'draw_pixels', 'facing', 'handle',
-           'walkable', 'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to', 'goal_cell', 'steer',
+           'check_seed', 'check_cell', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'draw_pixels', 'facing',
+           'handle', 'walkable', 'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to', 'goal_cell', 'steer',
            'shortest_plan', 'MazeTask', 'MazeMap', 'PointMaze', 'point_mazes', 'stackings', 'after_move', 'BlockCode',
            'BlockTable', 'BlockStacking', 'optimal_steps']
 
@@ -106,6 +106,10 @@ def check_force(force) -> np.ndarray:
     if force.shape != (2,) or not np.isfinite(force).all():
         raise ValueError(f'a force must be two finite numbers, got {force.tolist()}')
     return force
+
+def check_seed(seed) -> int:
+    "A seed of any library's integers as Python's own, which alone Gymnasium takes; or None."
+    return None if seed is None else check_count(seed, 'seed', 0)
 
 def check_cell(cell, maze, name: str) -> tuple:
     "Raise `ValueError` unless this is the (row, column) of a free cell."
@@ -514,7 +518,7 @@ class PointMaze(gym.Wrapper):
         cells |= check_options(options, ('goal_cell', 'reset_cell'))
         cells = {name: check_cell(c, self.map, name) for name, c in cells.items()}
         where = {name: np.array(c) for name, c in cells.items()}
-        obs, info = self.env.reset(seed=seed, options=where)
+        obs, info = self.env.reset(seed=check_seed(seed), options=where)
         self.goal = self.map.centre[self.map.number[cells['goal_cell']]]
         self.env.unwrapped.goal = self.goal.copy()
         self.env.unwrapped.update_target_site_pos()
@@ -526,6 +530,12 @@ class PointMaze(gym.Wrapper):
         there = float(np.hypot(*(state[:2] - self.goal)) <= 0.5)
         return state, there, False, truncated, info
 
+class _Mazes(gym.vector.SyncVectorEnv):
+    "Environments behind one `step`, which take seeds of any library's integers."
+    def reset(self, *, seed=None, options=None):
+        if np.ndim(seed) == 0: seed = check_seed(seed)
+        return super().reset(seed=seed, options=options)
+
 def point_mazes(
     name: str,              # 'umaze', 'medium' or 'large'
     n: int,                 # seeds are seed .. seed+n-1 at `reset(seed=seed)`
@@ -534,7 +544,7 @@ def point_mazes(
     "Many point mazes behind one `step`."
     never = gym.vector.AutoresetMode.DISABLED
     mazes = [partial(PointMaze, name, max_steps) for _ in range(n)]
-    return gym.vector.SyncVectorEnv(mazes, autoreset_mode=never)
+    return _Mazes(mazes, autoreset_mode=never)
 
 # %% ../nbs/04_envs.ipynb #04ee22ca
 def stackings(blocks: int, places: int) -> list:
@@ -653,7 +663,7 @@ class BlockStacking(gym.Env):
         self.action_space = gym.spaces.Discrete(places * places)
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
+        super().reset(seed=check_seed(seed))
         options, S = check_options(options, ('target', 'start')), len(self.table)
         self.target = np.asarray(options.get('target', self.table.tower()))
         if self.target.shape != (S,):

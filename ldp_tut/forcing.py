@@ -1,4 +1,4 @@
-"""One network, told apart only by a matrix of noise levels.
+"""One network for three questions; a matrix of noise levels says which is asked.
 
 Docs: https://ldp-tut.github.io/ldp_tut/forcing.html.md"""
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .board import as_floats, check_between, check_count, check_positive, full_board
+from .board import as_floats, check_between, check_count, check_finite, check_positive, full_board
 from .ddpm import NoiseSchedule, check_like, check_tokens, cosine_schedule, last, sample, seeded_noise
 
 # %% ../nbs/09_forcing.ipynb #f0fac750
@@ -36,7 +36,7 @@ def _facts(context):
     "A context [B, C, ...]: floats as they are, anything else by `as_floats`."
     if not (isinstance(context, torch.Tensor) and context.dtype.is_floating_point):
         context = as_floats(context, 'context')
-    return check_tokens(context, 'context')
+    return check_finite(check_tokens(context, 'context'), 'context')
 
 # %% ../nbs/09_forcing.ipynb #3b269780
 def forcing_levels(

@@ -10,7 +10,7 @@ __all__ = ['WHEN', 'WORLDS', 'Rewards', 'goal_radius', 'Denoiser', 'DenoiserConf
            'horizons', 'oddness', 'believable', 'earliest_believable', 'first_passage', 'as_far_as_possible',
            'settle_way', 'settling_board', 'between_times', 'FarFuturePlanner', 'check_parts', 'Agent', 'save_agent',
            'load_agent', 'PlannerRecipe', 'train_planner', 'fingerprint_of_world', 'default_longest', 'default_plan',
-           'check_data_for_plans', 'steps_in', 'play', 'play_batch', 'stack', 'executed']
+           'check_data_for_plans', 'steps_in', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
 import math
@@ -27,14 +27,14 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .board import check_count, context_board, full_board
+from .board import check_between, check_count, check_finite, check_positive, context_board, full_board
 from .data import Trajectories, Windows, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss
 from .guidance import HeadGuide, Limited
 from .train import (CheckpointError, TrainConfig, check_recipe, fingerprint, fit, load_checkpoint, pick_device,
                            save_checkpoint)
-from .worlds import PixelWorld, Seen, Spaces, VectorWorld, World, fit_world
+from .worlds import PixelWorld, Seen, Spaces, VectorWorld, World, check_flat, fit_world
 
 # %% ../nbs/13_planner.ipynb #a18f5db5
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Rewards:
     @classmethod
     def of(cls, data: Trajectories, radius: float = None) -> 'Rewards':
         "Raises `ValueError` for data in which nothing pays, and goals whose radius the data do not show."
+        if radius is not None: radius = check_positive(radius, 'radius')
         if data.goal is not None: return cls('goal', radius=radius or goal_radius(data))
         low, high = float(data.reward.min()), float(data.reward.max())
         ends = data.action_start + data.length - 1
@@ -212,6 +213,9 @@ class PlanConfig:
     def __post_init__(self):
         for name in ('horizons', 'candidates', 'far_iterations', 'iterations', 'tokens', 'stride', 'near', 'replan'):
             check_count(getattr(self, name), name)
+        check_finite(self.scale, 'scale'), check_between(self.eta, 'eta', 0, 1)
+        for name in ('limit', 'haste'): check_positive(getattr(self, name), name)
+        if check_finite(self.slack, 'slack') < 0: raise ValueError(f'slack must be 0 or more, got {self.slack}')
         if self.near > self.tokens:
             raise ValueError(f'near={self.near} of tokens={self.tokens} cannot stand close: '
                              f'choose near at most {self.tokens}')
@@ -494,8 +498,9 @@ def train_planner(
 
     A run in `out` is gone on with by the same data and recipe alone: `CheckpointError` names what differs."""
     recipe = PlannerRecipe(**recipe)
-    rewards = Rewards.of(data, recipe.radius)
-    longest = recipe.longest or default_longest(data)
+    rewards = Rewards.of(check_flat(data), recipe.radius)
+    longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
+    if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest)
     stride = max(1, longest // 48)
     place = lambda name: None if out is None else Path(out) / name
@@ -565,29 +570,31 @@ def play(
     batch: int = 64,         # episodes planned for at once
     progress: bool = True,
     kind: str = None,        # of task, as in `Rewards`; default what the agent's card says, or 'goal'
-) -> dict:                   # averages, and one row an episode
+) -> dict:                   # averages; a warning, where predicted and executed reward part; one row an episode
     """Play episodes side by side.
 
     Where every step pays an episode succeeds unless the environment ends it. Elsewhere it succeeds when it is
     first rewarded, and is over then."""
     make = env if callable(env) else lambda: gym.make(env)
-    kind = kind or getattr(agent, 'card', {}).get('rewards', {}).get('kind', 'goal')
+    pays = getattr(agent, 'card', {}).get('rewards', {})
+    pays = pays | dict(kind=kind or pays.get('kind', 'goal'))
     rows, began, quiet = [], time.perf_counter(), None if progress else True
     with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=quiet) as bar:
         for first in range(0, episodes, batch):
             seeds = range(seed + first, seed + min(first + batch, episodes))
-            rows += play_batch(agent, make, seeds, most, bar, kind)
+            rows += play_batch(agent, make, seeds, most, bar, pays)
     mean = lambda name: float(np.mean([r[name] for r in rows]))
+    gap = promise_gap(episodes, mean('predicted'), mean('executed'))
     reached = [r['first'] for r in rows if r['first'] is not None]
     return dict(episodes=episodes, seed=seed, success=mean('success'), mean_return=mean('return'),
                 mean_steps=mean('steps'), first_reward=float(np.mean(reached)) if reached else float('nan'),
-                predicted_reward=mean('predicted'), executed_reward=mean('executed'),
+                predicted_reward=mean('predicted'), executed_reward=mean('executed'), warning=gap,
                 seconds=time.perf_counter() - began, rows=rows)
 
 # %% ../nbs/13_planner.ipynb #bd38188a
-def play_batch(agent, make, seeds, most, bar, kind):
+def play_batch(agent, make, seeds, most, bar, pays):
     "One row an episode, played to their ends; an episode whose goal may change ends when it is first rewarded."
-    envs = [make() for _ in seeds]
+    envs, kind = [make() for _ in seeds], pays['kind']
     obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
     blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
     rows = [dict(blank, seed=int(s)) for s in seeds]
@@ -608,7 +615,7 @@ def play_batch(agent, make, seeds, most, bar, kind):
             else: going.append(i)
         agent.keep(going); live = [live[i] for i in going]
     for env in envs: env.close()
-    for row, rewards in zip(rows, trace): row |= executed(row, rewards, kind)
+    for row, rewards in zip(rows, trace): row |= executed(row, rewards, **pays)
     return rows
 
 def stack(obs):
@@ -616,8 +623,23 @@ def stack(obs):
     if isinstance(obs[0], dict): return {n: np.stack([np.asarray(o[n]) for o in obs]) for n in obs[0]}
     return np.stack([np.asarray(o) for o in obs])
 
-def executed(row, rewards, kind):
+def executed(row, rewards, kind, low=0., high=1., radius=0.):
     "What became of the first plan's promise: rewarded at all; or, where every step pays, at the promised step."
     if kind != 'step': return dict(success=row['first'] is not None, executed=float(row['first'] is not None))
     promised = row['promised'] or len(rewards)
-    return dict(success=not row['ended'], executed=float(len(rewards) >= promised and rewards[promised - 1] > 0))
+    paid = (rewards[promised - 1] - low) / max(high - low, 1e-9) if len(rewards) >= promised else 0.
+    return dict(success=not row['ended'], executed=float(np.clip(paid, 0, 1)))
+
+def promise_gap(
+    n: int,                 # episodes or rooms
+    said: float,            # predicted reward, their mean, 0 to 1; NaN where nothing was predicted
+    done: float,            # executed reward
+    what: str = 'episodes',
+) -> str:                   # a sentence, or nothing
+    "What to say where predicted and executed reward part by more than their margins (95 %) explain."
+    if math.isnan(said): return ''
+    margin = sum(1.96 * math.sqrt(max(p * (1 - p), 0.25 / n) / n) for p in (said, done))
+    if abs(said - done) <= margin: return ''
+    meaning = 'the plans promise what does not happen' if said > done else 'the plans expect less than what happens'
+    return (f'predicted reward {said:.2f} and executed reward {done:.2f} are farther apart than the {margin:.2f}'
+            f' that {n} {what} explain: {meaning}')

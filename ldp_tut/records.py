@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/records.html.md"""
 # %% auto #0
 __all__ = ['FIELDS', 'Episodes', 'check_room_lengths', 'check_amounts', 'check_positive', 'as_numbers', 'as_actions',
            'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_padded', 'check_alike',
-           'check_data', 'check_rows', 'check_view', 'check_shards', 'check_sliceable', 'check_episodes',
+           'check_data', 'check_rooms', 'check_rows', 'check_view', 'check_shards', 'check_sliceable', 'check_episodes',
            'checked_rows', 'spread', 'check_scales', 'observation_reader', 'action_reader', 'is_picture', 'check_parts',
            'vector_reader', 'join_parts', 'check_actions', 'Tape', 'Player']
 
@@ -254,6 +254,7 @@ def check_alike(parts):
 def check_data(data):
     """The data itself; raises `ValueError` with episode, step and dimension of the first NaN or infinity,
     or of an action that is not one."""
+    if isinstance(data, Episodes): return check_rooms(data)
     for name in ('observation', 'action', 'reward', 'goal'):
         x = getattr(data, name)
         if x is None or x.dtype.kind != 'f': continue
@@ -262,6 +263,26 @@ def check_data(data):
     if data.actions:
         check_rows((data.action < 0) | (data.action >= data.actions), data.action, data.action_start, 'action',
                    f'there are the actions 0 to {data.actions - 1}, and padding is none of them')
+    return data
+
+def check_rooms(data):
+    """Episodes in rooms themselves; raises `ValueError` with episode and step of the first number that names nothing:
+    an action that MiniGrid does not have, a pose or a changed cell off the grid."""
+    for name in ('grid', 'pose', 'action', 'change'):
+        if (kind := getattr(data, name).dtype).kind not in 'iu':
+            raise ValueError(f'{name} of rooms holds whole numbers, got {kind}')
+    size, length = [*data.grid.shape[1:3], 4], np.asarray(data.length)[:, None]
+    step = np.arange(data.pose.shape[1])[None]
+    acted, change = step[:, :data.action.shape[1]] < length, data.change
+    off_grid = ((data.pose < 0) | (data.pose >= size)).any(-1)
+    changed_off = (change[..., 0] >= 0) & ((change[..., 1] < 0) | (change[..., :2] >= size[:2]).any(-1))
+    unknown, grid = (data.action < 0) | (data.action > 6), f'the grid has {size[0]} by {size[1]} cells'
+    for name, bad, there in (('pose', (step <= length) & off_grid, grid),
+                             ('action', acted & unknown, 'there are the actions 0 to 6'),
+                             ('change', acted & changed_off, grid)):
+        if bad.any():
+            e, t = (int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(f'{name} of episode {e}, step {t} is {getattr(data, name)[e, t].tolist()}: {there}')
     return data
 
 def check_rows(bad, x, start, name, advice):
@@ -286,7 +307,7 @@ def check_shards(shards):
         raise ValueError(f'windows are cut from Episodes or from Trajectories, got {sorted(k.__name__ for k in kinds)}')
     if kinds == {Trajectories}:
         check_alike(shards)
-        for s in shards: check_data(s)
+    for s in shards: check_data(s)
     return shards
 
 def check_sliceable(data, stride):

@@ -175,7 +175,7 @@ def check_storable(episodes, card):
         raise StoreError(f'a card must name its environment: dict(env_id=..., ...), got {sorted(card)}')
     try:
         as_json(card)  # before anything is written
-        if kind == 'flat': check_data(episodes)
+        check_data(episodes)
     except ValueError as e: raise StoreError(str(e)) from None
     return kind
 
@@ -260,6 +260,7 @@ def flat_buffers(data):
 
 # %% ../nbs/94_stores.ipynb #d20s0016
 def grid_buffers(data):
+    check_data(data)
     def rows():
         for e, n in enumerate(data.length):
             cells = np.repeat(data.grid[e][None], n + 1, 0)

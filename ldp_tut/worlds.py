@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 # %% auto #0
 __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_seen', 'pinball', 'Motion', 'mlp', 'VectorWorld',
            'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss', 'PixelWorld', 'pictures', 'make_world',
-           'check_learnable', 'fit_world', 'check_world']
+           'check_learnable', 'fit_world', 'check_flat', 'check_world']
 
 # %% ../nbs/12_worlds.ipynb #8c4a021e
 import math
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data import Normaliser, Trajectories, Windows
-from .records import join_parts
+from .records import check_data, join_parts
 from .train import Run, TrainConfig, fingerprint, fit
 
 # %% ../nbs/12_worlds.ipynb #e68db15f
@@ -294,7 +294,10 @@ def fit_world(
     progress: bool = True,
     max_gap: int = 16,
 ):                          # the frozen world, the `Run`
-    "Learn everything a planner asks of a world. Raises `ValueError` where no episode holds two moments."
+    """Learn everything a planner asks of a world.
+
+    Raises `ValueError` for data it cannot learn from, before any training."""
+    check_flat(data)
     if data.length.max() < 2: raise ValueError('every episode has a single step: there is nothing to plan')
     world = make_world(data, seed, min(max_gap, longest)) if world is None else world
     check_world(world, data)
@@ -307,6 +310,12 @@ def fit_world(
     world.eval().requires_grad_(False)
     if hasattr(world, 'calibrate'): world.calibrate(data)
     return world, run
+
+def check_flat(data) -> Trajectories:
+    "The data; raises `ValueError` for another kind of record, and for NaN, infinity and unknown actions in it."
+    if isinstance(data, Trajectories): return check_data(data)
+    raise ValueError(f'expected Trajectories, got {type(data).__name__}: '
+                     "rooms become pictures by `as_frames(rooms, 'rgb')`, lists by `Trajectories.from_episodes`")
 
 def check_world(world, data: Trajectories, few: int = 4):
     "Does a world's `encode` return what its `latent_shape` says? Raises `ValueError`, before anything is planned."

@@ -1,5 +1,6 @@
 "The pages as a reader meets them: everything that can be checked without Quarto, and the moving parts in a real browser."
 import functools
+import html
 import http.server
 import importlib.util
 import inspect
@@ -289,6 +290,38 @@ def test_a_phone_shows_the_whole_page(tab, trouble):
     assert seen['page'] == 390 and 0 < seen['search'] <= 390 and seen['cut'] == []
     assert seen['scroll'] >= 2, 'what is too wide, the table and the equation, scrolls by itself'
     assert [e for e in tab.wrong if 'plan.gif' not in e and 'ERR_FILE_NOT_FOUND' not in e] == [] and all(u.startswith(('file:', 'data:')) for u in tab.asked)
+
+
+MATH, SET = re.compile(r'(?<![\\$])(\$\$.+?\$\$|\$[^$\n]+?\$)', re.S), """<script>document.addEventListener("DOMContentLoaded", () => {
+    for (const e of [...document.getElementsByClassName("math")]) katex.render(e.textContent, e, {displayMode: e.classList.contains("display"), throwOnError: false}) })</script>"""
+
+
+def as_pandoc_writes(source):
+    "Markdown whose mathematics stand in spans, as on the site, for KaTeX to set."
+    def span(m): return f'<span class="math {"display" if m[0].startswith("$$") else "inline"}">{html.escape(" ".join(m[0].strip("$").split()))}</span>'
+    return ''.join(part if i % 2 else MATH.sub(span, part) for i, part in enumerate(re.split(r'(```.*?```|`[^`\n]*`)', source, flags=re.S)))
+
+
+def test_every_page_of_the_book_fits_a_phone(tab, pages, post_render, tmp_path):
+    "Each whole page as HTML made here, its formulas set, without our rules and with them: no page is wider than the phone, and none needs another host."
+    for what in ('katex', 'figs'): shutil.copytree(ROOT / 'nbs' / what, tmp_path / what)
+    tab.set_viewport_size(dict(width=390, height=844))
+    wide, formulas = [], 0
+    for name, page in pages.items():
+        page = dict(page, cells=[dict(c, source=as_pandoc_writes(c['source'])) if c['cell_type'] == 'markdown' else c for c in page['cells']])
+        file = preview(page, tmp_path)
+        text = file.read_text().replace('<body>', '<body><header><button id="search">search</button></header><main>').replace('</body>', '</main></body>').replace('</head>', SET + '</head>').replace('img { max-width: 100% }', '')
+        file.write_text(post_render.mended(text))
+        tab.goto(file.as_uri(), wait_until='load')
+        if tab.evaluate(WIDE)['page'] > 390: wide.append(name)
+        tab.add_style_tag(content=RULES)
+        tab.evaluate("dispatchEvent(new Event('resize'))")  # as when fonts have come, or a phone is turned
+        seen = tab.evaluate(WIDE)
+        assert seen['page'] == 390, (name, seen)
+        assert tab.locator('.katex-error').count() == 0, name
+        formulas += tab.locator('.katex').count()
+    assert len(wide) > 10 and formulas > 250, 'the pages before must show the trouble'
+    assert tab.wrong == [] and all(u.startswith(('file:', 'data:', 'blob:')) for u in tab.asked)
 
 
 def test_a_deep_link_stays_where_it_leads(tab, trouble):

@@ -454,6 +454,31 @@ def test_impossible_lengths_of_rooms_are_refused(episodes):
         with pytest.raises(ValueError, match='lengths of episodes must lie in'): replace(episodes, length=length)
 
 
+@given(st.integers(0, 23), st.integers(0, 10 ** 6), st.sampled_from([(np.int8, -1), (np.int8, 7), (np.int8, 9)]))
+@settings(max_examples=40, deadline=None)
+def test_an_action_that_rooms_do_not_have_is_found_wherever_it_is(episodes, e, t, wrong):
+    "Inside an episode it is refused with its place; beyond the end of one nobody looks."
+    kind, value = wrong
+    for step, inside in ((t % int(episodes.length[e]), True), (int(episodes.length[e]), False)):
+        action = episodes.action.astype(kind)
+        if step == action.shape[1]: continue
+        action[e, step] = value
+        if inside:
+            with pytest.raises(ValueError, match=f'action of episode {e}, step {step} is {value}: there are the actions 0 to 6'): Windows(replace(episodes, action=action))
+        else: Windows(replace(episodes, action=action))
+
+
+def test_numbers_that_name_nothing_in_a_room_are_refused_at_every_door(episodes, tmp_path, minari_home):
+    pose, change, grid = episodes.pose.copy(), episodes.change.copy(), episodes.grid.astype(np.float32)
+    pose[2, 1], change[3, 0], grid[0, 0, 0, 0] = (4, 19, 0), (4, -1, 1, 0, 0), np.nan
+    turned = episodes.pose.copy(); turned[0, 0, 2] = 4
+    for bad, words in ((replace(episodes, pose=pose), r'pose of episode 2, step 1 is \[4, 19, 0\]: the grid has 19 by 19 cells'), (replace(episodes, pose=turned), 'pose of episode 0, step 0'),
+                       (replace(episodes, change=change), 'change of episode 3, step 0'), (replace(episodes, grid=grid), 'grid of rooms holds whole numbers, got float32')):
+        for door in (Windows, lambda e: TrajectoryStore(tmp_path / 's').append(e, CARD), lambda e: to_minari(e, 'ldp/odd-v0'), as_vectors, as_frames):
+            with pytest.raises(ValueError, match=words): door(bad)
+    assert not [*tmp_path.glob('s/*')] and not (tmp_path / 'minari' / 'ldp').exists()
+
+
 @given(st.integers(1, 4), st.integers(0, 3), st.floats(-50, 50), st.sampled_from(['limits', 'gaussian']))
 @settings(max_examples=40, deadline=None)
 def test_normalisers_undo_themselves_and_leave_constants_alone(dims, constant, level, kind):

@@ -238,6 +238,24 @@ def test_bad_requests_are_refused_at_the_door(model):
     assert torch.equal(plan(model, START[:2], None, 8, iterations=2, seeds=np.int64(3)).tokens, plan(model, START[:2], None, 8, iterations=2, seeds=[3, 4]).tokens)
 
 
+@pytest.mark.parametrize('kind', [torch.float64, torch.float16, torch.int64, torch.uint8, np.float64, np.int32, list])
+def test_starts_and_goals_of_any_numbers_give_the_same_plan(model, kind):
+    start, goal = torch.tensor([[0., 1, 2, 3]]), torch.tensor([[1., 2]])
+    given = [t.tolist() if kind is list else t.to(kind) if isinstance(kind, torch.dtype) else t.numpy().astype(kind) for t in (start, goal)]
+    made = plan(model, *given, 8, iterations=2)
+    assert made.tokens.dtype == torch.float32 and torch.equal(made.tokens, plan(model, start, goal, 8, iterations=2).tokens)
+
+
+@pytest.mark.parametrize('how, words', [(dict(limit=float('nan')), 'limit must be a finite number, got nan'), (dict(limit=0), 'limit must be positive'), (dict(eta=-3), 'eta must be in'), (dict(iterations=0), 'M must be')])
+def test_planning_options_that_cannot_be_meant_are_refused(model, how, words):
+    with pytest.raises(ValueError, match=words): plan(model, START[:1], GOAL[:1], 8, **how)
+
+
+@pytest.mark.parametrize('how, words', [(dict(width=float('nan')), 'width must be an integer'), (dict(K=0), 'K must be'), (dict(shift=-1), 'shift must be positive'), (dict(action_weight=float('inf')), 'action_weight must be a finite')])
+def test_a_model_that_cannot_be_meant_is_refused(how, words):
+    with pytest.raises(ValueError, match=words): DiffuserConfig(4, 2, **how)
+
+
 def test_what_is_left_of_a_plan_starts_the_next_one_only_where_it_fits(model):
     "Two tokens of six and of four done: four remain where the network takes four, two where it takes none; `pad` asks them to wait."
     old = [plan(model, START[:1], GOAL[:1], n, iterations=2)[0] for n in (8, 4)]

@@ -209,6 +209,18 @@ def test_a_maze_leaves_no_file_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('integer', [np.int64, np.int8, np.uint16, torch.tensor])
+def test_seeds_of_any_library_are_seeds(integer):
+    "Gymnasium takes Python's own alone; ours take all, for one world and for many, and each the same."
+    make = lambda: PointMaze('umaze'), lambda: point_mazes('umaze', 2), lambda: BlockStacking(3, 3)
+    for env in (f() for f in make):
+        assert np.array_equal(env.reset(seed=integer(7))[0], env.reset(seed=7)[0])
+        for bad in (-1, 2.5, 'x'):
+            with pytest.raises(ValueError, match='seed must be an integer of at least 0'): env.reset(seed=bad)
+    many = point_mazes('umaze', 2)
+    assert np.array_equal(many.reset(seed=np.array([7, 9]))[0], np.stack([PointMaze('umaze').reset(seed=s)[0] for s in (7, 9)])) and many.reset()[0].shape == (2, 4)
+
+
 @pytest.mark.parametrize('env_id', ['MiniGrid-Empty-5x5-v0', 'CartPole-v1', 'ldp_tut/BlockStacking-v0'])
 def test_a_render_mode_may_be_named(env_id):
     for how in (dict(render_mode='rgb_array'), dict(render=True)):

@@ -83,6 +83,8 @@ def test_numbers_of_any_kind_are_facts():
         assert torch.equal(rollout(Mean(), context, 2, iterations=3), want)
     for bad, error in ((start[0], ValueError), ([[['a']]], TypeError)):
         with pytest.raises(error, match='context'): rollout(Mean(), bad, 2)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match='context must be finite'): rollout(Mean(), torch.full((1, 3, 2), bad), 2)
 
 
 def test_a_transformer_says_what_it_cannot_be_built_of():

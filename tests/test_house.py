@@ -198,3 +198,16 @@ def test_no_other_host_or_machine_is_named():
         if path.suffix in ('.ipynb', '.py', '.md', '.toml', '.yml', '.ini', '.txt', '.cff') and path.is_file() and path != Path(__file__).resolve():
             text = path.read_text()
             assert not re.search(r'/(root|home)/\w|/tmp/\w|/work/', text), f'{name} names a path of a machine'
+
+
+FOUND_FALSE = ['never searches', 'every moment with its own noise', 'never sought the goal', 'the plan being denoised', 'not so much whether', 'no reward to propagate', 'the same network, unchanged', 'told apart only by',
+               'what dynamic programming does not offer', 'the gradient finds it', 'whatever the network', 'is fatal', 'every number of the README', 'must come from guidance', 'noise the guided token']
+
+
+@pytest.mark.parametrize('path', [ROOT / 'README.md', *NBS, *LIBRARY], ids=lambda p: p.name)
+def test_sentences_that_measurements_refuted_do_not_come_back(path):
+    "Each stood in this book until a table on another page said otherwise."
+    text = path.read_text()
+    if path.suffix == '.ipynb': text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'])
+    text = ' '.join(text.replace('*', '').split())
+    assert [s for s in FOUND_FALSE if s in text] == []

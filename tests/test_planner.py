@@ -1,6 +1,7 @@
 "The generic planner: it plans in a world made up here, knows no environment, waits for no device."
 import ast
 import math
+import re
 from pathlib import Path
 
 import gymnasium as gym
@@ -168,6 +169,38 @@ def test_bad_data_and_options_are_refused_before_training(data, rail):
     with pytest.raises(ValueError, match='a denoiser needs'): FarFuturePlanner(Rail(), object())
 
 
+@pytest.mark.parametrize('how, words', [
+    (dict(scale=math.nan), 'scale must be a finite number, got nan'), (dict(eta=-3), r'eta must be in \[0, 1\], got -3'), (dict(limit=0), 'limit must be positive, got 0'),
+    (dict(haste=-1), 'haste must be positive'), (dict(slack=math.nan), 'slack must be a finite'), (dict(slack=-.1), 'slack must be 0 or more'), (dict(horizons=2.5), 'horizons must be an integer')])
+def test_options_that_cannot_be_meant_are_refused(how, words):
+    with pytest.raises(ValueError, match=words): PlanConfig(**how)
+
+
+@pytest.mark.parametrize('name, value, words', [
+    ('observation', math.nan, 'observation of episode 1, step 2, dimension 1 is nan'), ('action', math.inf, 'action of episode 1, step 2, dimension 1 is inf'),
+    ('reward', -math.inf, 'reward of episode 1, step 2 is -inf'), ('goal', math.nan, 'goal of episode 1, step 2, dimension 1 is nan')])
+def test_nan_and_infinity_are_said_before_training_with_their_place(data, name, value, words):
+    from dataclasses import replace
+    field = getattr(data, name).copy()
+    field[(data.action_start if name in ('action', 'reward') else data.observation_start)[1] + 2, ...] = np.where(np.arange(max(1, field[0].size)) == field[0].size - 1, value, 0).reshape(field[0].shape)
+    for door in (train_planner, fit_world):
+        with pytest.raises(ValueError, match=words): door(replace(data, **{name: field}))
+
+
+@pytest.mark.parametrize('how, words', [(dict(radius=math.nan), 'radius must be a finite number'), (dict(radius=-1), 'radius must be positive'), (dict(longest=math.nan), 'longest must be an integer of at least 4, got nan'),
+                                        (dict(minutes=math.nan), 'minutes must be a finite number'), (dict(seed=-1), 'seed must be')])
+def test_numbers_that_cannot_be_meant_are_refused_before_training(data, how, words, tmp_path):
+    with pytest.raises(ValueError, match=words): train_planner(data, world_steps=1, steps=1, out=tmp_path / 'x', progress=False, **how)
+    assert not [*tmp_path.glob('x/*')]
+
+
+def test_a_record_of_rooms_is_told_what_it_can_become():
+    from ldp_tut.data import collect
+    rooms = collect('MiniGrid-Empty-5x5-v0', 'wander', 2, progress=False)
+    for door in (train_planner, fit_world):
+        with pytest.raises(ValueError, match="expected Trajectories, got Episodes: rooms become pictures by `as_frames"): door(rooms)
+
+
 def test_three_kinds_of_reward(data):
     row = np.zeros((10, 1), np.float32)
     end = Rewards.of(Trajectories(row, row[:9], [0] * 8 + [0.7], [9], [True]))
@@ -196,6 +229,32 @@ def test_playing_counts_what_happened():
     r = play(Always(), Walk, 2, progress=False)
     assert r['mean_steps'] == 5 and r['mean_return'] == 5 and r['success'] == 0
     assert play(Always(), Walk, 2, most=3, progress=False)['success'] == 1
+
+
+class Tired(Walk):
+    "The same line, but each step pays half a point."
+    def step(self, a): obs, _, *rest = super().step(a); return obs, .5, *rest
+
+
+class Sure:
+    "Says what it was told to say, and turns back before the end of the line."
+    def __init__(self, said, turns=True, **rewards): self.said, self.turns, self.card = said, turns, dict(rewards=rewards)
+    def begin(self, seeds): self.plan = FakePlan(torch.full((len(seeds),), self.said), torch.full((len(seeds), 2), 6.))
+    def keep(self, rows): self.plan = FakePlan(self.plan.reward[rows], self.plan.times[rows])
+    def act_batch(self, obs): return (obs[:, 0] < 6).astype(int) if self.turns else np.ones(len(obs), int)
+
+
+class FakePlan:
+    def __init__(self, reward, times): self.reward, self.times = reward, times
+
+
+@pytest.mark.parametrize('world, said, turns, rewards, executed, words', [
+    (Walk, .97, False, dict(kind='step'), 0., 'farther apart than the .* that 40 episodes explain: the plans promise what does not happen'), (Walk, .97, True, dict(kind='step'), 1., ''),
+    (Walk, .3, True, dict(kind='step'), 1., 'the plans expect less than what happens'), (Tired, .5, True, dict(kind='step', low=0., high=1.), .5, ''), (Tired, .97, True, dict(kind='step', low=.5, high=1.), 0., 'promise'),
+    (Walk, math.nan, True, dict(kind='step'), 1., '')])
+def test_a_report_of_played_episodes_warns_where_predicted_and_executed_reward_part(world, said, turns, rewards, executed, words):
+    report = play(Sure(said, turns, **rewards), world, 40, most=10, progress=False)
+    assert report['executed_reward'] == pytest.approx(executed) and re.search(words, report['warning']) and (words or report['warning'] == '')
 
 
 # Nothing waits for the device: on a fake one, whatever reads back or mixes devices raises.
