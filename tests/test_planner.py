@@ -117,7 +117,7 @@ def test_an_agent_trained_saved_and_loaded_is_the_same(trained, data):
     assert first.shape == (3, 2) and np.abs(first - again.act_batch(obs)).max() < 0.05  # half precision
     one = agent.reset(seed=1).act(dict(observation=data.observation[0], desired_goal=data.goal[0]))
     assert one.shape == (2,) and np.allclose(one, first[0], atol=1e-5)
-    assert agent.card['rewards']['kind'] == 'goal' and agent.card['denoiser_kind'] == 'transformer'
+    assert agent.card['rewards']['kind'] == 'goal' and agent.card['denoiser'] == 'transformer'
 
 
 @pytest.mark.parametrize('change', [dict(model=dict(token_dim=3)), dict(model=dict(nonsense=1)), dict(world=dict(kind='moon')), dict(kind='cat')])
