@@ -527,7 +527,8 @@ def save_agent(
     "A planner as one file: half-precision weights, with configurations and card in its header and in a JSON beside it."
     model = agent.planner.model
     tensors = {n: t.half() if t.dtype == torch.float32 else t for n, t in model.state_dict().items()}
-    about = dict(kind='far-future planner', env_id=agent.env_id, model=asdict(model.config), plan=asdict(agent.config))
+    about = dict(kind='far-future planner', denoiser='exact', env_id=agent.env_id)
+    about |= dict(model=asdict(model.config), plan=asdict(agent.config))
     return save_checkpoint(path, tensors, card | about)
 
 @torch.inference_mode(False)

@@ -108,27 +108,29 @@ def planner_loss(
 class Recipe:
     "Everything that makes a planner, its data included."
     env_id: str = 'MiniGrid-FourRooms-v0'
-    policy: str = 'wander'       # shortest ways to random cells, by a twin that knows the rules
-    episodes: int = 8000         # layouts 0 .. episodes-1
+    # by a twin that knows the rules: wander (shortest ways to random cells), fiddle (the
+    # same, trying keys and doors) or random
+    policy: str = 'wander'
+    episodes: int = 8000         # to collect, in layouts 0 .. episodes-1
     walk: int = 0                # steps after which a walk is cut off; 0: the environment's own limit
-    world_steps: int = 1000
-    world_lr: float = 3e-3
-    steps: int = 1500
-    lr: float = 2e-3
-    batch: int = 32              # plans
-    tokens: int = 8              # in a plan
-    chain: bool = True           # messages from step to step
+    world_steps: int = 1000      # optimiser steps of the world model
+    world_lr: float = 3e-3       # its peak learning rate
+    steps: int = 1500            # optimiser steps of the denoiser
+    lr: float = 2e-3             # its peak learning rate
+    batch: int = 32              # plans in a batch
+    tokens: int = 8              # tokens in a plan
+    chain: bool = True           # messages from step to step in the denoiser
     modes: bool = False          # look for modes of the world: a door, a key
     changes: bool = False        # two modes instead: as the scene shows doors, or not any more
     window: bool = False         # read only the part of a frame where something is
     view: str = 'full'           # 'full': symbols; 'rgb': pixels, eight by eight for each cell
     channels: int = 4            # latent numbers per cell
-    latent_noise: float = 1.     # the world model's latents must survive
+    latent_noise: float = 1.     # standard deviation of noise that latents must survive
     scene_width: int = 48        # channels of the network that reads the scene
-    shift: float = 8.            # of the noise schedule
+    shift: float = 8.            # of the noise schedule: noise, relative to the signal
     longest: int = 44            # farthest far token, in steps
     spare: int = 0               # one layout in so many is kept for tests; 0: none
-    seed: int = 0
+    seed: int = 0                # first layout, and of all randomness
     precision: str = 'auto'      # 'no' (float32), 'bf16', or 'auto', whichever the device is made for
 
     def __post_init__(self):  # before anything is played

@@ -17,10 +17,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .board import check_between, check_count, check_finite, check_positive, context_board, full_board
-from .data import Trajectories, Windows, random_offsets
+from .data import Trajectories, Windows, data_card, make_any, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss
 from .guidance import HeadGuide, Limited
@@ -521,10 +521,10 @@ def train_planner(
     run = fit(net, loss, batches, TrainConfig(steps=steps, lr=1e-3, warmup=100, seed=seed),
               place('denoiser.safetensors'), device, progress, recipe=about)
     agent = Agent(FarFuturePlanner(world, net, plan or default_plan(rewards, stride)))
-    described = dict(episodes=len(data), steps=len(data.action), mean_return=float(data.reward.sum() / len(data)))
-    agent.card = dict(licence='Apache-2.0', denoiser_kind='transformer', rewards=asdict(rewards), seed=seed,
-                      steps=steps, data=described, recipe=run.card['recipe'],
+    agent.card = dict(licence='Apache-2.0', denoiser='transformer', rewards=asdict(rewards), seed=seed,
+                      steps=steps, data=data_card(data), recipe=run.card['recipe'],
                       seconds=dict(world=round(world_run.seconds), denoiser=round(run.seconds)))
+    if 'extended' in run.card: agent.card['extended'] = run.card['extended']
     if out is not None: save_agent(place('agent.safetensors'), agent)
     agent.history = run.history
     return agent
@@ -563,26 +563,27 @@ def steps_in(minutes, net, loss, batches, device, tries: int = 5) -> int:
 # %% ../nbs/13_planner.ipynb #fde6c368
 def play(
     agent,                   # an `Agent`, or anything with `begin(seeds)`, `act_batch(obs)` and `keep(rows)`
-    env,                     # a function that makes an environment, or an id for `gymnasium.make`
+    env,                     # a function that makes an environment, or an id, as for `collect`
     episodes: int = 32,
     seed: int = 1_000_000,   # of the first `reset`; then the next ones
     most: int = None,        # cut episodes off after so many steps; default the environment's own limit
     batch: int = 64,         # episodes planned for at once
     progress: bool = True,
     kind: str = None,        # of task, as in `Rewards`; default what the agent's card says, or 'goal'
+    whole: bool = False,     # go on after the first reward, as data do, so that returns can be compared
 ) -> dict:                   # averages; a warning, where predicted and executed reward part; one row an episode
     """Play episodes side by side.
 
     Where every step pays an episode succeeds unless the environment ends it. Elsewhere it succeeds when it is
-    first rewarded, and is over then."""
-    make = env if callable(env) else lambda: gym.make(env)
+    first rewarded, and is over then, unless episodes are played whole."""
+    make = env if callable(env) else partial(make_any, env)
     pays = getattr(agent, 'card', {}).get('rewards', {})
     pays = pays | dict(kind=kind or pays.get('kind', 'goal'))
     rows, began, quiet = [], time.perf_counter(), None if progress else True
     with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=quiet) as bar:
         for first in range(0, episodes, batch):
             seeds = range(seed + first, seed + min(first + batch, episodes))
-            rows += play_batch(agent, make, seeds, most, bar, pays)
+            rows += play_batch(agent, make, seeds, most, bar, pays, whole)
     mean = lambda name: float(np.mean([r[name] for r in rows]))
     gap = promise_gap(episodes, mean('predicted'), mean('executed'))
     reached = [r['first'] for r in rows if r['first'] is not None]
@@ -592,8 +593,8 @@ def play(
                 seconds=time.perf_counter() - began, rows=rows)
 
 # %% ../nbs/13_planner.ipynb #bd38188a
-def play_batch(agent, make, seeds, most, bar, pays):
-    "One row an episode, played to their ends; an episode whose goal may change ends when it is first rewarded."
+def play_batch(agent, make, seeds, most, bar, pays, whole=False):
+    "One row an episode; where there is a goal it ends when it is first rewarded, if it is not to be whole."
     envs, kind = [make() for _ in seeds], pays['kind']
     obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
     blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
@@ -610,7 +611,8 @@ def play_batch(agent, make, seeds, most, bar, pays):
             obs[j], reward, ended, cut, _ = envs[j].step(action)
             trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
             if reward > 0 and row['first'] is None: row['first'] = row['steps']
-            over = ended or cut or (most and row['steps'] >= most) or (kind != 'step' and row['first'] is not None)
+            won = kind != 'step' and row['first'] is not None and not whole
+            over = ended or cut or won or (most and row['steps'] >= most)
             if over: bar.update(1); row['ended'] = bool(ended)
             else: going.append(i)
         agent.keep(going); live = [live[i] for i in going]

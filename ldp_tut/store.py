@@ -9,7 +9,8 @@ __all__ = ['KINDS', 'NEEDED', 'UNREADABLE', 'StoreError', 'as_json', 'file_sum',
            'broken', 'check_kind', 'read_array', 'TrajectoryStore', 'check_shard_name', 'check_any', 'cannot_write',
            'check_storable', 'check_same', 'import_minari', 'id_taken', 'to_minari', 'minari_buffers', 'box_of',
            'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows', 'check_found', 'check_episode', 'grid_episodes',
-           'to_folder', 'from_folder', 'check_empty', 'check_files', 'read_episode', 'count_actions']
+           'to_folder', 'from_folder', 'load_data', 'from_store_or_folder', 'from_local_minari', 'check_there',
+           'check_no_rooms', 'check_empty', 'check_files', 'read_episode', 'count_actions']
 
 # %% ../nbs/94_stores.ipynb #d20s0005
 import json
@@ -363,6 +364,40 @@ def from_folder(
     actions = count_actions(path, parts, actions)
     keys = ('observation', 'goal', 'action', 'reward', 'terminated')
     return from_rows(str(path), ([p.get(k) for k in keys] for p in parts), actions)
+
+# %% ../nbs/94_stores.ipynb #d20s0052
+def load_data(
+    where: str,  # a folder of `.npz` episodes, a trajectory store, or 'minari:ID'
+) -> tuple:      # `Trajectories`; the id of their environment, None where nobody says
+    "Data by their address. `ValueError` for what is not there or cannot be read."
+    if where.startswith('minari:'): data, env_id = from_local_minari(where[len('minari:'):])
+    else: data, env_id = from_store_or_folder(check_there(Path(where)))
+    return check_no_rooms(where, data), env_id
+
+def from_store_or_folder(path):
+    store = TrajectoryStore(path)
+    if not store.shards(): return from_folder(path), None
+    parts, env_id = store.load(), store.cards()[0].get('env_id')
+    flat = isinstance(parts[0], Trajectories)
+    return Trajectories.concat(parts) if flat else parts[0], env_id
+
+def from_local_minari(dataset_id):
+    try: dataset = import_minari().load_dataset(dataset_id)
+    except (OSError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'there is no Minari data set {dataset_id!r} here: look at '
+                         '`minari list local`, or `minari download` it') from e
+    return from_minari(dataset), getattr(dataset.env_spec, 'id', None)
+
+# %% ../nbs/94_stores.ipynb #d20s0053
+def check_there(path):
+    if path.is_dir(): return path
+    raise ValueError(f'there is no folder {path}: data are a folder of .npz episodes, a trajectory store, or a Minari '
+                     "data set, 'minari:ID'")
+
+def check_no_rooms(where, data):
+    if isinstance(data, Trajectories): return data
+    raise ValueError(f'{where} holds rooms, which are for the exact denoiser: train with --env and without --data, or '
+                     'draw them with as_frames and store those')
 
 # %% ../nbs/94_stores.ipynb #d20s0020
 NEEDED = ('observation', 'action', 'reward', 'terminated')

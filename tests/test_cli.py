@@ -1,12 +1,14 @@
 "The command: JSON keys, exit statuses, one clear sentence for every mistake, nothing overwritten."
+import inspect
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from ldp_tut.cli import KEYS, main
+from ldp_tut.cli import KEYS, KEYS_ANYWHERE, AnyRecipe, main
 
 SHELL = [sys.executable, '-c', 'import sys; from ldp_tut.cli import main; sys.exit(main())']  # what the installed command does
 
@@ -39,7 +41,7 @@ def test_plan_prints_its_keys_and_writes_a_film(tmp_path, capsys):
     text = capsys.readouterr().out
     report = json.loads(text)
     assert text.count('\n') == 1 and list(report)[:len(KEYS)] == list(KEYS)
-    assert report['env'] == 'MiniGrid-FourRooms-v0' and report['episodes'] == 2
+    assert report['env'] == 'MiniGrid-FourRooms-v0' and report['episodes'] == 2 and report['denoiser'] == 'exact'
     assert (tmp_path / 'plan.gif').stat().st_size < 500_000
     with Image.open(tmp_path / 'plan.gif') as film: assert film.n_frames > 10
     main(f'plan --episodes 2 --gif {tmp_path}/again.gif --json'.split())
@@ -64,7 +66,8 @@ def test_bench_times_what_the_checkpoint_reads(checkpoint, capsys, monkeypatch):
 
 def test_mistakes(tmp_path, capsys):
     fails(capsys, 'plan --env MiniGrid-FiveRooms-v0', 'unknown environment id')
-    fails(capsys, 'collect --env CartPole-v1', 'not a MiniGrid environment')
+    fails(capsys, f'collect --env FiveRooms-v0 --out {tmp_path}/x', 'cannot be made')
+    fails(capsys, 'plan --most 5', 'leave out --most')
     fails(capsys, 'plan --env MiniGrid-Empty-8x8-v0', 'plans in MiniGrid-FourRooms-v0', 'not in MiniGrid-Empty-8x8-v0')
     for other in ('--seed 5', '--scale 0'): fails(capsys, f'eval --checkpoint simplecrossing-n1 --check {other}', f'leave out {other}')
     fails(capsys, 'plan --checkpoint nothing', 'no checkpoint is called')
@@ -142,9 +145,134 @@ def test_a_folder_is_gone_on_with_by_the_same_recipe_alone(tmp_path, capsys):
     assert {p.name: p.read_bytes() for p in tmp_path.glob('*.*')} == before
     assert main(f'{line} --steps 5 --json'.split()) == 0
     card = json.loads((tmp_path / 'agent.json').read_text())
-    assert card['extended'] == [dict(after=3, to=5)] and card['recipe']['steps'] == 5
+    assert card['extended'] == [dict(after=3, to=5)] and card['recipe']['steps'] == 5 and card['denoiser'] == 'exact'
 
 
 def test_an_unknown_command_exits_non_zero_from_a_shell():
     run = subprocess.run([*SHELL, 'fly'], capture_output=True, text=True)
     assert run.returncode != 0
+
+
+# Any world: the same commands, another denoiser.
+
+SMALL = '--steps 3 --world-steps 3 --width 32 --depth 1 --longest 8 --device cpu'
+QUICK = '--device cpu --episodes 2 --iterations 2 --far-iterations 2 --horizons 2 --candidates 1'
+
+
+def says(capsys, line):
+    "What a command reports."
+    assert main([*line.split(), '--json']) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope='module')
+def cart(tmp_path_factory):
+    "A folder with a planner for CartPole that has hardly been trained."
+    out = tmp_path_factory.mktemp('cart')
+    assert main(f'train --env CartPole-v1 --data-steps 300 {SMALL} --out {out} --json'.split()) == 0
+    return out
+
+
+@pytest.fixture(scope='module')
+def episodes(cart, tmp_path_factory):
+    "The same data as a folder of files, one an episode."
+    from ldp_tut.store import load_data, to_folder
+    return to_folder(load_data(str(cart / 'data'))[0], tmp_path_factory.mktemp('given') / 'episodes')
+
+
+def test_a_planner_of_any_world_is_known_by_its_card(cart, capsys):
+    card = json.loads((cart / 'agent.json').read_text())
+    assert card['denoiser'] == 'transformer' and card['env_id'] == 'CartPole-v1' and card['device'] == 'cpu'
+    assert card['command'].startswith('ldp-tut train --env CartPole-v1 --data-steps 300 --steps 3')
+    first = says(capsys, f'plan --checkpoint {cart}/agent.safetensors {QUICK}')
+    assert tuple(first)[:len(KEYS_ANYWHERE)] == KEYS_ANYWHERE and first['denoiser'] == 'transformer'
+    assert first['data_return'] == pytest.approx(card['data']['mean_return']) == pytest.approx(first['data_steps'])
+    assert first['mean_return'] == first['mean_steps'] > 0  # every step of CartPole pays one
+    again = says(capsys, f'plan --checkpoint {cart}/agent.safetensors {QUICK}')
+    del first['ms_per_step'], again['ms_per_step']
+    assert first == again
+    assert main(f'plan --checkpoint {cart}/agent.safetensors {QUICK}'.split()) == 0
+    text = capsys.readouterr().out
+    assert 'predicted reward' in text and 'executed reward' in text and "the data's average" in text
+
+
+def test_a_claim_of_any_world_is_recorded_and_checked(cart, tmp_path, capsys):
+    import shutil
+    from ldp_tut.train import load_checkpoint, save_checkpoint
+    own = shutil.copy(cart / 'agent.safetensors', tmp_path)
+    fails(capsys, f'eval --checkpoint {own} --check', 'claims nothing')
+    report = says(capsys, f'eval --checkpoint {own} {QUICK} --record')
+    tensors, card = load_checkpoint(own)
+    assert card['metrics']['mean_return'] == report['mean_return'] and card['plan']['iterations'] == 2
+    assert says(capsys, f'eval --checkpoint {own} --check')['measured']['mean_return'] == report['mean_return']
+    fails(capsys, f'eval --checkpoint {own} --check --seed 7', 'leave out --seed 7')
+    save_checkpoint(own, tensors, card | dict(metrics=card['metrics'] | dict(success=1.)))
+    fails(capsys, f'eval --checkpoint {own} --check', 'does not hold')
+
+
+def test_a_run_of_any_world_is_gone_on_with_by_the_same_recipe_alone(cart, capsys):
+    line = f'train --env CartPole-v1 --data-steps 300 {SMALL} --out {cart}'
+    before = {p.name: p.read_bytes() for p in cart.glob('*.*')}
+    for option, words in [('--data-steps 400', 'steps_asked=300, not 400'), ('--seed 1', 'seed=0, not 1'),
+                          ('--steps 2', 'steps=3, not 2'), ('--env Acrobot-v1', 'env_id=CartPole-v1, not Acrobot-v1')]:
+        fails(capsys, f'{line} {option}', words)
+    assert {p.name: p.read_bytes() for p in cart.glob('*.*')} == before
+    assert says(capsys, f'{line} --steps 4')['denoiser'] == 'transformer'
+    assert json.loads((cart / 'agent.json').read_text())['extended'] == [dict(after=3, to=4)]
+
+
+@pytest.mark.parametrize('where', ['folder', 'store', 'minari'])
+def test_data_of_ones_own_are_learned_from(where, cart, episodes, tmp_path, capsys, monkeypatch):
+    address = {'folder': episodes, 'store': cart / 'data', 'minari': 'minari:own/cart-v0'}[where]
+    if where == 'minari':
+        pytest.importorskip('minari')
+        from ldp_tut.store import from_folder, to_minari
+        monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
+        to_minari(from_folder(episodes), 'own/cart-v0')
+    report = says(capsys, f'train --data {address} {SMALL} --out {tmp_path}/x')
+    assert report['data']['episodes'] == len(list(episodes.glob('*.npz'))) and not (tmp_path / 'x' / 'data').exists()
+    file = report['checkpoint']
+    if where == 'store': assert says(capsys, f'plan --checkpoint {file} {QUICK}')['env'] == 'CartPole-v1'
+    else: fails(capsys, f'plan --checkpoint {file} {QUICK}', 'name no environment', '--env')
+    assert says(capsys, f'plan --checkpoint {file} {QUICK} --env CartPole-v1')['mean_return'] > 0
+    fails(capsys, f'plan --checkpoint {file} --env Acrobot-v1', 'observations [4], got [6]')
+    fails(capsys, f'plan --checkpoint {file} --gif x.gif', 'leave out --gif')
+    fails(capsys, f'bench --checkpoint {file}', 'not a far-future planner')
+
+
+def test_data_that_cannot_be_planned_from_are_refused_before_any_training(episodes, tmp_path, capsys):
+    short = tmp_path / 'short'; short.mkdir()
+    for i in range(4):
+        np.savez(short / f'{i}.npz', observation=np.zeros((4, 2)), action=np.array([0, 1, 0]), reward=np.ones(3), terminated=True)
+    assert main(f'collect --episodes 2 --out {tmp_path}/rooms --json'.split()) == 0
+    capsys.readouterr()
+    for line, words in [
+        ('--env Blackjack-v1', 'observations must be'), ('--env Nothing-v0', 'cannot be made'),
+        ('--env CartPole-v1 --policy waypoints', "'waypoints' is not for"),
+        ('--env MountainCar-v0 --data-steps 50', 'nothing in them pays'), ('--denoiser transformer', 'give --env or --data'),
+        (f'--data {tmp_path}/nowhere', 'no folder'), ('--data minari:no/such-v0', 'no Minari data set'),
+        (f'--data {short}', 'a plan needs at least 4'), (f'--data {episodes} --longest 999', 'choose less'),
+        (f'--data {episodes} --env Acrobot-v1', 'observations [4], got [6]'), (f'--data {tmp_path}/rooms', 'holds rooms'),
+        (f'--data {episodes} --policy random', 'leave out --policy random'), (f'--data {episodes} --denoiser exact', 'leave out --data')]:
+        fails(capsys, f'train {line} --device cpu --out {tmp_path}/out', words)
+        assert not list(tmp_path.glob('out/*.safetensors'))
+        for f in tmp_path.glob('out/data'): f.rename(tmp_path / f'aside-{len(list(tmp_path.iterdir()))}')
+
+
+def test_any_environment_is_collected(tmp_path, capsys):
+    report = says(capsys, f'collect --env Pendulum-v1 --steps 60 --out {tmp_path}')
+    assert report['policy'] == 'random' and report['steps'] >= 60 and report['mean_return'] < 0
+
+
+def test_options_of_training_are_those_of_the_function():
+    "The command's defaults are the library's."
+    from ldp_tut import planner
+    theirs = dict(inspect.signature(planner.train_planner).parameters)
+    if more := getattr(planner, 'PlannerRecipe', None): theirs |= inspect.signature(more).parameters
+    for name in ('steps', 'minutes', 'radius', 'longest', 'world_steps', 'width', 'depth'):
+        assert getattr(AnyRecipe(), name) == theirs[name].default, name
+
+
+def test_two_wishes_that_exclude_each_other_are_refused(capsys):
+    with pytest.raises(SystemExit) as e: main(['eval', '--check', '--record'])
+    assert e.value.code == 2 and 'not allowed together' in capsys.readouterr().err

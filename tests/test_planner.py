@@ -118,7 +118,7 @@ def test_an_agent_trained_saved_and_loaded_is_the_same(trained, data):
     one = agent.reset(seed=1).act(dict(observation=data.observation[0], desired_goal=data.goal[0]))
     assert one.shape == (2,) and np.allclose(one, first[0], atol=1e-5)
     with pytest.raises(ValueError, match='3 observations for 1 plans'): agent.act_batch(obs)
-    assert agent.card['rewards']['kind'] == 'goal' and agent.card['denoiser_kind'] == 'transformer'
+    assert agent.card['rewards']['kind'] == 'goal' and agent.card['denoiser'] == 'transformer'
 
 
 @pytest.mark.parametrize('change', [dict(model=dict(token_dim=3)), dict(model=dict(nonsense=1)), dict(world=dict(kind='moon')), dict(kind='cat'),
