@@ -135,6 +135,7 @@ class Which:
     denoiser: str = 'auto'
     checkpoint: str = 'fourrooms'
     sha256: str | None = None
+    json: Switch = False
 
 def is_exact(a) -> bool:
     "Is the exact denoiser asked for? It is the default where MiniGrid is played."
@@ -157,7 +158,7 @@ def read_card(a) -> tuple:
     "The file of a checkpoint, which may be a name or an address, and its card."
     from ldp_tut.exact import find_checkpoint
     from ldp_tut.train import load_checkpoint
-    path = find_checkpoint(a.checkpoint, a.sha256)
+    path = find_checkpoint(a.checkpoint, a.sha256, not a.json)
     return path, load_checkpoint(path)[1]
 
 def is_generic(card) -> bool: return card.get('kind') == 'agent'
@@ -340,6 +341,8 @@ def train_any(a) -> dict:
     from ldp_tut.train import pick_device
     from ldp_tut.worlds import Spaces, check_environment
     r, device = a.recipe, str(pick_device(a.device))
+    if not a.data and (a.env or '').startswith('MiniGrid-'):
+        raise ValueError('the transformer reads vectors and pictures, not grids of symbols: leave out --denoiser')
     if not (a.data or a.env): raise ValueError('this denoiser needs a world: give --env or --data')
     out = Path(a.out or f'runs/{a.env or Path(a.data.rstrip("/")).name.replace("minari:", "")}')
     _writable(out)
@@ -398,7 +401,7 @@ def measure_any(a, path, card) -> tuple:
     r = play(agent, env_id, a.episodes, a.seed, a.most, progress=not a.json, whole=True)
     data = agent.card.get('data', {})
     keep = ('episodes', 'seed', 'success', 'mean_return', 'predicted_reward', 'executed_reward', 'mean_steps')
-    report = dict(env=env_id, denoiser=agent.card['denoiser'], **{k: r[k] for k in keep},
+    report = dict(env=env_id, denoiser=agent.card['denoiser'], **{k: r[k] for k in keep}, warning=r['warning'],
                   data_return=data.get('mean_return'), data_steps=data.get('mean_length'))
     return agent, report | dict(ms_per_step=1000 * r['seconds'] / sum(x['steps'] for x in r['rows']),
                                 device=str(next(agent.planner.denoiser.parameters()).device), checkpoint=a.checkpoint)
@@ -595,13 +598,15 @@ def _tell_rooms(r):
 def _tell_anywhere(r):
     about = f"checkpoint {r['checkpoint']} ({r['denoiser']} denoiser), on {r['device']}"
     data = 'not known' if r['data_return'] is None else f"{r['data_return']:.2f} in {r['data_steps']:.0f} steps"
-    return '\n'.join([
+    lines = [
         f"{r['env']}: {r['episodes']} episodes from seed {r['seed']}, {about}",
         f"  mean return          {r['mean_return']:7.2f}  in {r['mean_steps']:.0f} steps (the data's average: {data})",
         f"  predicted reward     {r['predicted_reward']:7.3f}  (first plan: what the reward head says at its end)",
         f"  executed reward      {r['executed_reward']:7.3f}  (how often that came true)",
         f"  success              {r['success']:7.1%}  (± {_half_width(r['success'], r['episodes']):.1%})",
-        f"  time                 {r['ms_per_step']:7.1f}  ms per step (in batches)"])
+        f"  time                 {r['ms_per_step']:7.1f}  ms per step (in batches)"]
+    if r.get('warning'): lines.append(f"  warning              {r['warning']}")
+    return '\n'.join(lines)
 
 def _tell(command, r):
     "A report for people."

@@ -243,17 +243,22 @@ def test_data_of_ones_own_are_learned_from(where, cart, episodes, tmp_path, caps
 def test_data_that_cannot_be_planned_from_are_refused_before_any_training(episodes, tmp_path, capsys):
     short = tmp_path / 'short'; short.mkdir()
     for i in range(4):
-        np.savez(short / f'{i}.npz', observation=np.zeros((4, 2)), action=np.array([0, 1, 0]), reward=np.ones(3), terminated=True)
+        np.savez(short / f'{i}.npz', observation=np.zeros((4, 2)), action=np.array([0, 1, 0]), reward=np.ones(3),
+                 terminated=True)
     assert main(f'collect --episodes 2 --out {tmp_path}/rooms --json'.split()) == 0
     capsys.readouterr()
     for line, words in [
         ('--env Blackjack-v1', 'observations must be'), ('--env Nothing-v0', 'cannot be made'),
         ('--env CartPole-v1 --policy waypoints', "'waypoints' is not for"),
-        ('--env MountainCar-v0 --data-steps 50', 'nothing in them pays'), ('--denoiser transformer', 'give --env or --data'),
+        ('--env MiniGrid-Empty-6x6-v0 --denoiser transformer', 'not grids of symbols'),
+        ('--env MountainCar-v0 --data-steps 50', 'nothing in them pays'),
+        ('--denoiser transformer', 'give --env or --data'),
         (f'--data {tmp_path}/nowhere', 'no folder'), ('--data minari:no/such-v0', 'no Minari data set'),
         (f'--data {short}', 'a plan needs at least 4'), (f'--data {episodes} --longest 999', 'choose less'),
-        (f'--data {episodes} --env Acrobot-v1', 'observations [4], got [6]'), (f'--data {tmp_path}/rooms', 'holds rooms'),
-        (f'--data {episodes} --policy random', 'leave out --policy random'), (f'--data {episodes} --denoiser exact', 'leave out --data')]:
+        (f'--data {episodes} --env Acrobot-v1', 'observations [4], got [6]'),
+        (f'--data {tmp_path}/rooms', 'holds rooms'),
+        (f'--data {episodes} --policy random', 'leave out --policy random'),
+        (f'--data {episodes} --denoiser exact', 'leave out --data')]:
         fails(capsys, f'train {line} --device cpu --out {tmp_path}/out', words)
         assert not list(tmp_path.glob('out/*.safetensors'))
         for f in tmp_path.glob('out/data'): f.rename(tmp_path / f'aside-{len(list(tmp_path.iterdir()))}')

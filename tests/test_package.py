@@ -73,6 +73,42 @@ def test_the_installed_command_plans(elsewhere, tmp_path):
     assert str(target) in out and 'success' in out and (tmp_path / 'plan.gif').stat().st_size > 1000
 
 
+def ten_lines(env, data):
+    "The README's script for a world of one's own, as it stands there; but of this world, and too small to learn."
+    blocks = re.findall(r'``` python\n(.*?)```', (ROOT / 'README.md').read_text(), flags=re.S)
+    script = next(b for b in blocks if 'train_planner(data' in b)
+    assert len(script.splitlines()) <= 10
+    size = re.search(r'train_planner\((data, .*)\)', script)[1]
+    for old, small in [("'CartPole-v1'", repr(env)), ('collect(env, steps=50_000)', data),
+                       ('episodes=16', 'episodes=2, most=12'), (size, 'data, steps=3, world_steps=3, width=32, depth=1, longest=8')]:
+        assert script.count(old) == 1, old
+        script = script.replace(old, small)
+    return script
+
+
+WRITE = """from ldp_tut.data import collect
+from ldp_tut.store import to_folder
+to_folder(collect('CartPole-v1', steps=400), 'my_episodes')
+"""
+STRANGERS = dict(cart=('CartPole-v1', 'collect(env, steps=400)'),
+                 maze=('PointMaze_UMaze-v3', 'collect(env, steps=4800)'),
+                 folder=('CartPole-v1', "from_folder('my_episodes')"))
+
+
+@pytest.mark.parametrize('who', STRANGERS)
+def test_a_strangers_ten_lines_plan(who, elsewhere, tmp_path):
+    "In an environment by its name, in a maze, from a folder: each says what was predicted beside what happened."
+    if who == 'maze': pytest.importorskip('gymnasium_robotics')
+    python = lambda *words: _run(sys.executable, *words, cwd=tmp_path, env=elsewhere[1])
+    if who == 'folder': python('-c', WRITE)
+    more = 'from ldp_tut.store import from_folder\n'
+    (tmp_path / 'ten.py').write_text(more + ten_lines(*STRANGERS[who]))
+    pattern = r'return: data ([\d.]+), planner ([\d.]+)\nreward: predicted ([\d.]+), executed ([\d.]+)'
+    average, own, predicted, executed = map(float, re.search(pattern, python('ten.py')).groups())
+    assert average > 0 and own >= 0 and 0 <= predicted <= 1 and 0 <= executed <= 1
+    if who != 'maze': assert 0 < own <= 12, 'every step pays one'
+
+
 def test_importing_the_package_loads_nothing_heavy(elsewhere, tmp_path):
     "Not torch, not matplotlib, not gymnasium: the command's help must come at once."
     code = "import sys, ldp_tut, ldp_tut.cli; print([m for m in ('torch', 'matplotlib', 'gymnasium', 'accelerate', 'PIL') if m in sys.modules])"
