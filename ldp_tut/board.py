@@ -8,17 +8,12 @@ Docs: https://ldp-tut.github.io/ldp_tut/notation.html.md"""
 __all__ = ['BOARDS', 'check_count', 'check_finite', 'check_between', 'check_positive', 'check_floats', 'check_choice',
            'check_options', 'check_seeds', 'as_floats', 'board_rows', 'ramp', 'draw_board', 'full_board',
            'autoregressive_board', 'pyramid_board', 'far_first_board', 'ends_first_board', 'trapezoid_board', 'pin',
-           'context_board', 'check_board', 'edm_sigma', 'flow_time', 'Budget', 'Stamp', 'asset']
+           'context_board', 'check_board', 'edm_sigma', 'flow_time']
 
 # %% ../nbs/00_notation.ipynb #3eba6b71
 import math
 import numbers
 import operator
-import os
-import time
-from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -167,12 +162,6 @@ def _shares(alpha_bar):
     if (alpha_bar <= 0).any() or (alpha_bar > 1).any():
         low, high = float(alpha_bar.min()), float(alpha_bar.max())
         raise ValueError(f'alpha_bar is a share of variance in (0, 1], got {low:.3g}..{high:.3g}')
-
-def _one_of(value, names, name):
-    if value not in names: raise ValueError(f'{name}={value!r}: expected one of {", ".join(names)}')
-
-def _plain_name(name):
-    if Path(name).name != name: raise ValueError(f'name must be a plain file name, got {name!r}')
 
 # %% ../nbs/00_notation.ipynb #6bd7b6d5
 def ramp(
@@ -336,49 +325,3 @@ def flow_time(
     It runs along the straight path from noise (0) to data (1)."""
     _shares(alpha_bar)
     return alpha_bar.sqrt() / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
-
-# %% ../nbs/00_notation.ipynb #d3da969a
-@dataclass(frozen=True)
-class Budget:
-    """How much compute a chapter may spend.
-
-    `smoke` proves that every cell runs, `cpu` convinces on two cores, `gpu` is for
-    publishing."""
-    name: str = 'cpu'
-    NAMES = ('smoke', 'cpu', 'gpu')
-
-    def __post_init__(self): _one_of(self.name, self.NAMES, 'LDP_BUDGET')
-
-    @classmethod
-    def current(cls):
-        "The budget named by the environment variable `LDP_BUDGET`, or `cpu`."
-        return cls(os.environ.get('LDP_BUDGET', 'cpu'))
-
-    def pick(self, smoke, cpu, gpu=None):
-        "The value for this budget; `gpu` falls back to `cpu`."
-        return dict(smoke=smoke, cpu=cpu, gpu=cpu if gpu is None else gpu)[self.name]
-
-# %% ../nbs/00_notation.ipynb #dd23b6d6
-class Stamp:
-    """Says under a figure what it cost.
-
-    `with Stamp(seed=0): ...` prints budget, seed, seconds and device."""
-    def __init__(self, seed: int = None, device: str = 'CPU'):
-        self.seed, self.device = seed, device
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is not None: return
-        budget, seconds = Budget.current().name, time.perf_counter() - self.start
-        print(f'[{budget} budget · seed {self.seed} · {seconds:.0f} s · {self.device}]')
-
-# %% ../nbs/00_notation.ipynb #74097812
-def asset(
-    name: str,   # a file of the book
-) -> Path:
-    "Where a file that ships with the package lies."
-    _plain_name(name)
-    return Path(str(files('ldp_tut'))) / 'assets' / name

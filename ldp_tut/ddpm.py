@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .board import asset, board_rows, check_board
+from .board import board_rows, check_board
+from .book import asset
 from .board import check_between, check_count, check_finite, check_floats, check_positive
 
 # %% ../nbs/01_ddpm.ipynb #d0074001

@@ -686,7 +686,7 @@ def test_the_ablation_table_has_every_line_that_its_cell_lists():
     "Three seeds of each, and nothing else: the cell that makes the table is slow and does not run here."
     import csv, json
     from pathlib import Path
-    from ldp_tut.board import asset
+    from ldp_tut.book import asset
     cells = json.loads((Path(__file__).parent.parent / 'nbs/17_benchmark.ipynb').read_text())['cells']
     source, names = next(s for s in (''.join(c['source']) for c in cells) if s.startswith('#| slow\nTRAINED')), dict(ORDERS=ORDERS, Decoded=None, InPainter=None)
     exec(source[source.index('TRAINED'):source.index('def asked')], names)
@@ -744,7 +744,7 @@ def test_the_baselines_are_measured_in_every_task_and_said_in_the_readme():
     "The rows behind the claim: 64 rooms of each shipped checkpoint, the same ones, and the two numbers on the front page."
     import csv
     from pathlib import Path
-    from ldp_tut.board import asset
+    from ldp_tut.book import asset
     read = lambda name: list(csv.DictReader(open(asset(name))))
     own = {(r['task'], r['seed']): (r['success'], r['steps']) for r in read('planner_tasks.csv')}
     rows = [r for r in read('planner_baselines.csv') if r['method'].startswith('argmax')]

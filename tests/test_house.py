@@ -27,7 +27,8 @@ LIBRARY = sorted(p for p in (ROOT / 'ldp_tut').glob('*.py') if not p.name.starts
 def imports(tree):
     "Modules of ldp_tut imported anywhere in a piece of code, inside functions too."
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith('ldp_tut.')): yield node.module.split('.')[-1]
+        if isinstance(node, ast.ImportFrom) and (node.module is None or node.module == 'ldp_tut'): yield from (a.name for a in node.names if a.name in CHAPTERS)
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith('ldp_tut.')): yield node.module.split('.')[-1]
         if isinstance(node, ast.Import): yield from (a.name.split('.')[1] for a in node.names if a.name.startswith('ldp_tut.'))
 
 
@@ -38,14 +39,14 @@ def code(path):
 
 @pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
 def test_a_chapter_imports_only_earlier_chapters(path):
-    "Four appendices are open to all: drawing, records and checkpoints import nothing of ours, stores import records."
+    "Five appendices are open to all: drawing, records, checkpoints and the book's own import nothing of ours, stores import records."
     for module in imports(code(path)):
         assert module in CHAPTERS, f'{path.name} imports ldp_tut.{module}, which no notebook makes'
-        if module in ('viz', 'records', 'store', 'checkpoints'): continue
+        if module in ('viz', 'records', 'store', 'checkpoints', 'book'): continue
         assert CHAPTERS[module] < path.name, f'{path.name} imports {module} from the later chapter {CHAPTERS[module]}'
 
 
-@pytest.mark.parametrize('module, may', [('viz', set()), ('records', set()), ('checkpoints', set()), ('store', {'records'})])
+@pytest.mark.parametrize('module, may', [('viz', set()), ('records', set()), ('checkpoints', set()), ('book', set()), ('store', {'records'})])
 def test_open_appendices_import_next_to_nothing_of_ours(module, may):
     assert set(imports(ast.parse((ROOT / 'ldp_tut' / f'{module}.py').read_text()))) == may
 
