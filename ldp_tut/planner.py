@@ -482,6 +482,12 @@ class PlannerRecipe:
     width: int = 128         # of the denoiser
     depth: int = 5
 
+    def __post_init__(self):
+        if self.radius is not None: check_positive(self.radius, 'radius')
+        if self.longest is not None: check_count(self.longest, 'longest', 4)
+        check_count(self.world_steps, 'world_steps')
+        ForcingConfig(width=self.width, depth=self.depth)  # it knows which it can be built of
+
 def train_planner(
     data: Trajectories,
     steps: int = 4000,          # of the denoiser's training
@@ -497,7 +503,7 @@ def train_planner(
     """A planner from nothing but a data set. Raises `ValueError`, before any training, for data it cannot plan from.
 
     A run in `out` is gone on with by the same data and recipe alone: `CheckpointError` names what differs."""
-    recipe = PlannerRecipe(**recipe)
+    recipe, steps, seed = PlannerRecipe(**recipe), check_count(steps, 'steps'), check_count(seed, 'seed', 0)
     rewards = Rewards.of(check_flat(data), recipe.radius)
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
