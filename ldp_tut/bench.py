@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .chain_planner import ChainAgent, ChainPlanner, Plan, believable, open_env, read_image
+from .chain_planner import ChainAgent, ChainPlanner, believable, open_env, read_image
 from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, read_grid,
                           room_seeds, shortest_plan)
 from .exact import ChainConfig, ChainDenoiser, Scene, one_step, one_step_back
-from .planner import promise_gap
+from .planner import Far, Plan, next_action, promise_gap
 from .viz import draw_room, side_by_side
 
 # %% ../nbs/17_benchmark.ipynb #84ad74ff
@@ -81,21 +81,22 @@ def judge_plan(
     (`lawful_step`); a longer stride has to be walkable in time in the world its end shows. What the mover hides
     now, nobody can know: of that cell nothing is asked."""
     device, (B, H) = next(model.parameters()).device, plan.times.shape
+    times, at = plan.times.cpu(), plan.at.cpu()
     shown = model.world.decode(plan.z.to(device), model.world.look(obs.to(device)))[0]
     pose, corner = model.world.find_agent(shown)[0], model.world.origin(obs.to(device))
     pose[..., :2] += corner[:, None]
     pose, frames = pose.cpu(), _decoded_cells(model.world, shown, corner, cells)
     i, (x, y, _) = torch.arange(B), pose[:, 0].T
     frames[i, :, x, y] = cells[i, x, y][:, None]
-    gap = plan.times.diff(dim=1).long()
-    counts = torch.arange(H - 1)[None] < plan.at[:, None]
+    gap = times.diff(dim=1).long()
+    counts = torch.arange(H - 1)[None] < at[:, None]
     single, ok = counts & (gap == 1), torch.zeros(B, H - 1, dtype=torch.bool)
     b, h = single.nonzero().T
     ok[b, h] = lawful_step(frames[b, h], pose[b, h], frames[b, h + 1], pose[b, h + 1])
     b, h = (counts & ~single).nonzero().T
     ok[b, h] = lawful(frames[b, h + 1], pose[b, h], pose[b, h + 1], gap[b, h])
     goal = (cells[..., 0] == GOAL).flatten(1).int().argmax(1)
-    end = pose[torch.arange(B), plan.at]
+    end = pose[torch.arange(B), at]
     at_goal = end[:, 0] * cells.shape[2] + end[:, 1] == goal
     return dict(pose=pose, ok=ok, counts=counts, single=single, at_goal=at_goal)
 
@@ -346,10 +347,10 @@ def draw_place(
 class ArgMaxPlanner(ChainPlanner):
     "The far token is drawn where the reward head says most: no noise, no guide, one evaluation. The rest as ever."
     @torch.no_grad()
-    def far_tokens(self, z0, scene, far, noise):
-        n = len(z0) // len(scene.seen)
+    def where(self, z0, scene, seeds, film=None):
         place, worth = best_place(self.model, _likeliest(self.model.places_now(scene)), scene)
-        return draw_place(self.model, place, scene).repeat_interleave(n, 0), worth.repeat_interleave(n, 0), []
+        late = torch.full((len(z0), 1), self.model.longest, device=z0.device)
+        return Far(draw_place(self.model, place, scene)[:, None], late, worth[:, None])
 
 class SearchAgent(ChainAgent):
     "No denoiser at all: `argmax` of the reward head, breadth-first search in the learned steps, inverse dynamics."
@@ -367,7 +368,7 @@ class SearchAgent(ChainAgent):
             way.append(draw_place(model, at, scene))
         times = torch.arange(len(way), device=left.device).float().expand(len(obs), -1)
         self.step += 1
-        return self.planner.read_actions(times, torch.stack(way, 1), scene)[:, 0].argmax(-1).cpu()
+        return next_action(self.planner, way[0], torch.stack(way, 1), times, scene).argmax(-1).cpu()
 
 # %% ../nbs/17_benchmark.ipynb #9bfa2574
 def _around(cells, size):
@@ -401,9 +402,9 @@ def film_episode(
     def left(obs, z, times): return draw_belief(model, cells, obs, z, times, horizon, size).crop(box)
     drawn = ChainPlanner(model, replace(agent.config, tokens=max(10, agent.config.tokens), votes=1))
     agent.begin([int(seed)])
-    plan = drawn.plan(obs[None], agent.plan_seeds(), film=True)
+    plan = drawn.plan(obs[None], agent.plan_seeds(), film=(opening := []))
     horizon = float(plan.times[0, plan.at[0]])
-    for f in plan.film:
+    for f in opening:
         upto = (f.times[0] <= horizon) | (f.times.shape[1] == 2)  # the far token first has all the time in the world
         title = f'denoising: noise level {int(f.level[0].max())} of {model.schedule.K}'
         frames.append(side_by_side([left(obs, f.x0[0][upto], f.times[0][upto]), right()], [title, 'the real room']))
@@ -420,6 +421,6 @@ def film_episode(
     end = 'goal reached' if reward > 0 else 'not solved'
     titles = [f'plan: goal in {n:.0f} step{"s" * (n > 1)}', f'step {step}: {end}']
     frames.append(side_by_side([frames[-1].crop((0, 18, box[2] - box[0], 18 + box[3] - box[1])), right()], titles))
-    opening = len(plan.film)
+    opening = len(opening)
     every = -(-(len(frames) - opening) // most)  # rounded up: a wandering episode must not make a film of a megabyte
     return frames[:opening] + frames[opening:-1:every] + frames[-1:]

@@ -336,8 +336,9 @@ def _check_same_data(folder, have, about):
 
 def train_any(a) -> dict:
     "A planner for any world, from its data alone."
+    from ldp_tut.board import check_count
     from ldp_tut.data import make_any
-    from ldp_tut.planner import save_agent, train_planner
+    from ldp_tut.planner import PlannerRecipe, save_agent, train_planner
     from ldp_tut.train import pick_device
     from ldp_tut.worlds import Spaces, check_environment
     r, device = a.recipe, str(pick_device(a.device))
@@ -345,10 +346,11 @@ def train_any(a) -> dict:
         raise ValueError('the transformer reads vectors and pictures, not grids of symbols: leave out --denoiser')
     if not (a.data or a.env): raise ValueError('this denoiser needs a world: give --env or --data')
     out = Path(a.out or f'runs/{a.env or Path(a.data.rstrip("/")).name.replace("minari:", "")}')
+    learning = dict(radius=r.radius, longest=r.longest, world_steps=r.world_steps, width=r.width, depth=r.depth)
+    PlannerRecipe(**learning), check_count(r.steps, 'steps')  # before anything is played
     _writable(out)
     data, env_id = data_for(a, out)
     if env_id: check_environment(make_any(env_id), Spaces.of(data))
-    learning = dict(radius=r.radius, longest=r.longest, world_steps=r.world_steps, width=r.width, depth=r.depth)
     agent = train_planner(data, r.steps, r.minutes, out=out, seed=a.seed, device=a.device,
                           progress=not a.json, **learning)
     command = _command(r, env=a.env, data=a.data, seed=a.seed)

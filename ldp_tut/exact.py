@@ -341,7 +341,13 @@ class OneMoverModel(nn.Module):
         obs: torch.Tensor,  # uint8 [b, cols, rows, C], or pixels
     ) -> Scene:
         "Look at the current frames once."
-        w, seen = self.world, self.world.look(obs)
+        return self.scene_of(self.world.look(obs))
+
+    def scene_of(self,
+        seen: torch.Tensor,  # [b, V, cols, rows] from `look`
+    ) -> Scene:
+        "The same of frames that have been read."
+        w = self.world
         features, cells, contents, vectors = self.reader(seen, w.described(seen))
         looks = contents[:, w.mover] - self.by_kind(contents[:, w.mover])[:, w.kind]
         if not self.training: contents = contents - 10. * (self.hidden(seen)[:, None] & ~self.ground()[:, None, None])
@@ -420,6 +426,11 @@ class ChainBelief(TokenEvidence):
         steps = scene.steps.float().repeat_interleave(len(far) // len(scene.seen), 0)
         said = messages(there, times, steps, max(self.config.longest, tokens + 1), part='after')[:, 0].exp()
         return scene._replace(from_far=torch.where((n > tokens + 1)[:, None, None, None], said, 1.))
+
+    def prepare_way(self, far, n, config, scene):
+        "For a planner: the same, if by its configuration all tokens between stand at single steps."
+        if config.near < config.tokens or not config.whole_steps: return scene
+        return self.with_messages_from_far(far, n, config.tokens, scene)
 
     def chain_messages(self, state, times, scene, alone):
         "What the tokens before and after say, by mode and kind: looked up where nothing between is known."

@@ -7,10 +7,13 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 # %% auto #0
 __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_environment', 'check_seen', 'pinball', 'Motion',
            'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss', 'PixelWorld',
-           'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_world']
+           'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_world', 'Rewards',
+           'goal_radius', 'Denoiser', 'DenoiserConfig', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
+           'acted', 'action_error']
 
 # %% ../nbs/12_worlds.ipynb #8c4a021e
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -19,7 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import Normaliser, Trajectories, Windows
+from .board import check_positive
+from .data import Normaliser, Trajectories, Windows, random_offsets
+from .ddpm import NoiseSchedule, add_noise, cosine_schedule, shifted
+from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss
 from .records import check_data, join_parts
 from .train import Run, TrainConfig, fingerprint, fit
 
@@ -339,3 +345,160 @@ def check_world(world, data: Trajectories, few: int = 4):
     if shape != (len(seen.state), *world.latent_shape):
         raise ValueError(f'encode returned {list(shape)} for {len(seen.state)} observations, and the world says '
                          f'that its tokens are {list(world.latent_shape)}: mend one of them')
+
+# %% ../nbs/12_worlds.ipynb #a18f5db5
+@dataclass(frozen=True)
+class Rewards:
+    "What pays in a data set, as a number between 0 and 1 for every token."
+    kind: str            # 'goal', 'end' or 'step'
+    low: float = 0.      # the reward that counts as 0
+    high: float = 1.     # and as 1
+    radius: float = 0.   # 'goal': how near is there, in the observation's own units
+
+    @classmethod
+    def of(cls, data: Trajectories, radius: float = None) -> 'Rewards':
+        "Raises `ValueError` for data in which nothing pays, and goals whose radius the data do not show."
+        if radius is not None: radius = check_positive(radius, 'radius')
+        if data.goal is not None: return cls('goal', radius=radius or goal_radius(data))
+        low, high = float(data.reward.min()), float(data.reward.max())
+        ends = data.action_start + data.length - 1
+        inside = np.ones(len(data.reward), bool); inside[ends] = False
+        if high <= 0 and low == high:
+            raise ValueError(f'every reward in these data is {low:g}: nothing in them pays, '
+                             'so nothing can be planned for')
+        if high > 0 and not data.reward[inside].any(): return cls('end', 0., 1.)
+        return cls('step', min(low, 0.) if data.terminated.any() else low, high)
+
+    def of_tokens(self, t: dict, goal=None) -> np.ndarray:
+        "Of what `Windows.tokens` gives [B, H], with goals [B, G]."
+        if self.kind == 'goal':
+            near = np.linalg.norm(t['observation'][..., :goal.shape[-1]] - goal[:, None], axis=-1)
+            return (near <= self.radius).astype(np.float32)
+        if self.kind == 'end': return (t['terminated'] & (t['final'] > 0)).astype(np.float32)
+        return np.clip((t['reward'] - self.low) / max(self.high - self.low, 1e-9), 0, 1).astype(np.float32)
+
+# %% ../nbs/12_worlds.ipynb #557e6165
+def goal_radius(data: Trajectories) -> float:
+    "The largest distance from its goal at which the data were rewarded."
+    later = np.ones(len(data.observation), bool); later[data.observation_start] = False
+    G = data.goal.shape[1]
+    near = np.linalg.norm(data.observation[later][:, :G] - data.goal[later], axis=1)[data.reward > 0]
+    if not len(near): raise ValueError('no step in these data reached its goal, so they do not show how near is near '
+                                       'enough: say so with radius=')
+    return float(near.max())
+
+# %% ../nbs/12_worlds.ipynb #95cec8d4
+class Denoiser(Protocol):
+    "What a planner asks of a denoiser. It knows nothing of environments or actions."
+    schedule: NoiseSchedule
+    longest: int  # steps to the farthest token it was trained on
+
+    def __call__(self, x, k, times, scene) -> Prediction:
+        """x [B, H, *latent] at levels k [B, H], times [B, H] in steps, scene of b rows, B a multiple of b.
+
+        The head `reward` [B, H, 1] is a logit."""
+    # It may also have `reward_of_last(x, times, scene)`, where that takes less than all of it, and
+    # `prepare_way(far, n, config, scene)`, which gives a scene with what is the same while a way settles.
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    "Shape of a `VectorDenoiser`; saved inside its checkpoint."
+    token_dim: int
+    scene_dim: int = 0
+    actions: int = 2       # logits, or numbers of a vector action
+    longest: int = 64      # steps to the farthest token
+    width: int = 128
+    depth: int = 5
+    heads: int = 4
+    levels: int = 100
+    shift: float = 2.      # noise relative to the signal, times this
+
+# %% ../nbs/12_worlds.ipynb #02b1a01a
+class VectorDenoiser(nn.Module):
+    "A token transformer over vectors, with reward, termination and action read from its trunk."
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        c = self.config = config
+        self.longest, self.schedule = c.longest, shifted(cosine_schedule(c.levels), c.shift)
+        self.tokens = TokenTransformer(ForcingConfig(
+            c.token_dim, c.width, c.depth, c.heads, c.levels, max_time=2.5 * c.longest), self.schedule)
+        head = lambda n: nn.Sequential(nn.Linear(c.width + c.scene_dim, 128), nn.GELU(), nn.Linear(128, n))
+        self.heads = nn.ModuleDict(dict(reward=head(1), termination=head(1), action=head(c.actions)))
+
+    def forward(self, x, k, times, scene) -> Prediction:
+        h = self.tokens.trunk(x, k, times)
+        a = self.schedule.alpha_bar[k][..., None]
+        x0 = a.sqrt() * x + (1 - a).sqrt() * self.tokens.x0(h)
+        scene = scene.repeat_interleave(len(x) // len(scene), 0)[:, None].expand(-1, x.shape[1], -1)
+        seen = torch.cat([h, scene], -1)
+        return Prediction(x0, {name: head(seen) for name, head in self.heads.items()})
+
+# %% ../nbs/12_worlds.ipynb #77fa87c9
+def token_batches(
+    windows: Windows,
+    rewards: Rewards,
+    longest: int,
+    tokens: int = 10,
+    size: int = 128,
+) -> Callable:         # (step, generator) -> batch for `DenoisingLoss`
+    "Windows with random offsets; where there are goals, six in ten are places the window itself visits."
+    data, final = windows.shards[0], None
+    if rewards.kind == 'end': final = data.reward[data.action_start + data.length - 1]
+    def make(step, generator):
+        H = 2 if step % 4 == 0 else min(tokens, longest + 1)
+        B = size * (3 if H == 2 else 1)
+        episode, start = windows.draw(B, generator)
+        offsets = random_offsets(B, H, longest, generator)
+        t = windows.tokens(episode, start, offsets)
+        goal = hindsight(windows, t, rewards, generator) if rewards.kind == 'goal' else np.zeros((B, 0), np.float32)
+        if final is not None: t['final'] = final[episode][:, None]
+        tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x))
+        return dict(state=tensor(t['observation']), goal=tensor(goal), times=tensor(offsets).float(),
+                    reward=tensor(rewards.of_tokens(t, goal)), action=tensor(t['action']),
+                    termination=tensor(t['terminated']).float(), valid=tensor(t['valid']).float())
+    return make
+
+def hindsight(windows, t, rewards, generator):
+    "Goals [B, G]: six in ten near a token of the window, the others where any episode happened to be."
+    B, H = t['valid'].shape
+    G = windows.shards[0].goal.shape[1]
+    pick = torch.randint(0, H, (B,), generator=generator).numpy()
+    own = t['observation'][np.arange(B), pick, :G]
+    own = own + 0.5 * rewards.radius * torch.randn(B, G, generator=generator).numpy()
+    episode, step = windows.draw(B, generator)
+    other = windows.gather('observation', episode, step)[:, :G]
+    return np.where(torch.rand(B, 1, generator=generator).numpy() < 0.6, own, other).astype(np.float32)
+
+# %% ../nbs/12_worlds.ipynb #c4884d55
+class DenoisingLoss:
+    "The forcing loss, and every head on every token at every level. The world is frozen."
+    def __init__(self, world: World): self.world = world
+
+    def __call__(self, model, batch, generator) -> dict:
+        net, valid = getattr(model, 'module', model), batch['valid']
+        state, H = batch['state'], valid.shape[1]
+        with torch.no_grad():
+            z = self.world.encode(Seen(state.flatten(0, 1), batch['goal'].repeat_interleave(H, 0)))
+            z = z.unflatten(0, (-1, H))
+            scene = self.world.scene(Seen(state[:, 0], batch['goal']))
+        K = net.schedule.K
+        k = torch.where(valid > 0, forcing_levels(*valid.shape, K, generator), K)
+        noise = torch.randn(z.shape, generator=generator, device=z.device)
+        p = model(add_noise(net.schedule, z, k, noise), k, batch['times'], scene)
+        weigh = lambda error, w: (error * w).sum() / w.sum().clamp(min=1)
+        says = lambda name, y: weigh(F.binary_cross_entropy_with_logits(
+            p.heads[name][..., 0].float(), y, reduction='none'), valid)
+        return dict(denoise=forcing_loss(p, z, valid * (k > 0)), reward=says('reward', batch['reward']),
+                    termination=0.3 * says('termination', batch['termination']),
+                    action=0.1 * weigh(action_error(p.heads['action'], batch['action'], self.world.actions),
+                                       valid * acted(batch['action'])))
+
+def acted(action):
+    "1 where an action was taken [B, H]; discrete ones are -1 past an end."
+    return (action >= 0).float() if action.ndim == 2 else torch.ones_like(action[..., 0])
+
+def action_error(said, action, actions):
+    "Of each token [B, H]: cross-entropy, or squared error."
+    if not actions: return (said.float() - action).pow(2).mean(-1)
+    error = F.cross_entropy(said.float().flatten(0, 1), action.clamp(min=0).flatten(), reduction='none')
+    return error.view(action.shape)

@@ -85,7 +85,8 @@ def test_mistakes(tmp_path, capsys):
     ('plan --seed -5', '--seed must be an integer of at least 0, got -5'), ('collect --seed -1', '--seed'), ('train --seed -1', '--seed'), ('bench --seed -1', '--seed'),
     ('plan --scale nan', '--scale must be a finite number, got nan'), ('eval --scale inf', '--scale'), ('plan --eta -3', 'eta must be in [0, 1], got -3'), ('plan --eta 2', 'eta must be in'),
     ('plan --slack nan', '--slack'), ('train --lr nan', '--lr'), ('train --lr 0', 'lr must be positive'), ('train --shift -8', 'shift must be positive'), ('train --walk -1', 'walk must be'),
-    ('train --latent-noise -1', 'latent_noise must be in')])
+    ('train --latent-noise -1', 'latent_noise must be in'), ('train --env CartPole-v1 --steps 0', 'steps must be an integer of at least 1, got 0'), ('train --env CartPole-v1 --radius nan', 'radius'),
+    ('train --env CartPole-v1 --longest -3', 'longest must be'), ('train --env CartPole-v1 --world-steps 0', 'world_steps must be'), ('train --env CartPole-v1 --width 30', 'width 30 must be')])
 def test_numbers_that_cannot_be_meant_are_refused_before_anything_is_done(line, words, capsys, tmp_path):
     fails(capsys, line + f' --out {tmp_path}/x' * line.startswith(('collect', 'train')), words)
     assert not list(tmp_path.glob('x/*'))

@@ -9,15 +9,21 @@ from ldp_tut.data import Windows, collect
 from ldp_tut.ddpm import add_noise
 from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, GOAL, LAVA, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
 from ldp_tut.bench import ArgMaxPlanner, Rooms, SearchAgent, evaluate, lawful, lawful_step, promise_warning, reachable, steps_to
-from ldp_tut.chain_planner import (ORDERS, ChainAgent, ChainPlanner, PlanConfig, believable, between_times, load_pretrained, open_env, read_image, save_agent,
-                                   settling_board)
+from ldp_tut.chain_planner import Arrival, ChainAgent, ChainPlanner, ChainWorld, PlanConfig, believable, load_pretrained, open_env, read_image, save_agent, single_steps
 from ldp_tut.chain_training import Recipe, check_goal, plan_levels, planner_batches, planner_loss, train_planner
 from ldp_tut.exact import ChainConfig, ChainDenoiser, evidence, messages, one_step, one_step_back
 from ldp_tut.checkpoints import CheckpointError, save_checkpoint
+from ldp_tut.planner import ORDERS, FarFuturePlanner, settling_board
+from ldp_tut.planner import between_times as spaced
 from ldp_tut.world import NEIGHBOURS, WorldConfig, check_contents, inside, find_contents, find_modes, find_mover, make_world, name_cells, patches, world_batches, world_loss
 
 ENV = 'MiniGrid-SimpleCrossingS9N1-v0'
 SMALL = PlanConfig(candidates=2, votes=2, far_iterations=3, iterations=2, tokens=3)
+
+
+def between_times(n, tokens):
+    "As the planner of a chain lays them out."
+    return spaced(n, tokens, single_steps(tokens), 1, whole_steps=True)
 
 
 @pytest.fixture(scope='module')
@@ -44,15 +50,16 @@ def test_a_plan_is_the_same_alone_and_in_a_batch(model, obs, eta):
     for i in (0, 5):
         one = planner.plan(obs[i:i + 1], [i])
         assert int(one.at) == int(many.at[i])
-        for name in ('z', 'reward', 'action', 'times'): torch.testing.assert_close(getattr(one, name)[0], getattr(many, name)[i], atol=2e-4, rtol=1e-3)
+        for name in ('z', 'reward', 'first', 'times'): torch.testing.assert_close(getattr(one, name)[0], getattr(many, name)[i], atol=2e-4, rtol=1e-3)
+    assert many.first.shape == (6, model.config.world.actions), 'two ways were put to the vote'
 
 
 def test_context_and_far_token_hold_exactly_at_every_iteration(model, obs):
     planner = ChainPlanner(model, SMALL)
-    plan = planner.plan(obs[:1], [0], film=True)
+    plan = planner.plan(obs[:1], [0], film=(film := []))
     assert torch.equal(plan.z[:, 0], model.world.encode(obs[:1]))
-    settled = [f for f in plan.film if f.times.shape[1] > 2]
-    assert len(plan.film) == SMALL.far_iterations + len(settled) and len(settled) == SMALL.iterations * SMALL.tokens
+    settled = [f for f in film if f.times.shape[1] > 2]
+    assert len(film) == SMALL.far_iterations + len(settled) and len(settled) == SMALL.iterations * SMALL.tokens
     for f in settled: assert (f.level[:, 0] == 0).all() and (f.level[0, plan.at] == 0).all()
 
 
@@ -251,8 +258,7 @@ def test_modes_are_counted_or_told_by_change_not_both():
 
 def test_the_guide_moves_the_far_token_and_scale_zero_does_not(model, obs):
     z0, scene = model.world.encode(obs), model.observe(obs)
-    far, noise = torch.full((6,), 5), torch.randn(4, *z0.shape, generator=torch.Generator().manual_seed(0))
-    run = lambda scale: ChainPlanner(model, replace(SMALL, scale=scale)).far_tokens(z0, scene, far, noise)[0]
+    run = lambda scale: ChainPlanner(model, replace(SMALL, scale=scale, horizon=5)).where(z0, scene, range(6)).z
     assert torch.equal(run(0.), run(0.)) and not torch.allclose(run(0.), run(5.))
 
 
@@ -299,11 +305,11 @@ def test_what_is_foreseen_is_not_taken_for_more(model, obs):
 def test_the_earliest_likely_arrival_wins(model):
     planner = ChainPlanner(model, replace(SMALL, slack=1.))
     arrival = torch.tensor([[-9., -3., -2.5], [-5., -9., -4.5], [-1., -1., -1.]])
-    assert planner.choose_when(arrival).tolist() == [2, 1, 1]
-    assert ChainPlanner(model, replace(SMALL, horizon=7)).choose_when(arrival).tolist() == [7, 7, 7]
-    worth = lambda discount: ChainPlanner(model, replace(SMALL, discount=discount)).choose_when(arrival).tolist()
+    assert planner.when.choose(arrival).tolist() == [2, 1, 1]
+    assert ChainPlanner(model, replace(SMALL, horizon=7)).when.choose(arrival).tolist() == [7, 7, 7]
+    worth = lambda discount: ChainPlanner(model, replace(SMALL, discount=discount)).when.choose(arrival).tolist()
     assert worth(0.9) == [3, 3, 1] and worth(0.55) == [2, 1, 1], 'a step costs 0.11 and 0.60 nats'
-    assert ChainPlanner(model, replace(SMALL, discount=0.01)).choose_when(torch.tensor([[-69., -66., -3., -2.5]])).tolist() == [3], 'impossible arrivals are not cheap because they are soon'
+    assert ChainPlanner(model, replace(SMALL, discount=0.01)).when.choose(torch.tensor([[-69., -66., -3., -2.5]])).tolist() == [3], 'impossible arrivals are not cheap because they are soon'
     with pytest.raises(ValueError, match='at most 1, got 0'): PlanConfig(discount=0.)
     with pytest.raises(ValueError, match='one of discount and horizon'): PlanConfig(discount=0.9, horizon=3)
     with pytest.raises(ValueError, match='trained without one'): ChainPlanner(ChainDenoiser(replace(model.config, chain=False)), PlanConfig(absorb=True))
@@ -455,7 +461,7 @@ def test_the_far_token_is_turned_the_way_it_is_entered(model, obs):
     future = torch.full((6, 12, 4, 9, 9), -9.)
     future[torch.arange(6), 4, torch.tensor([0, 1, 2, 3, 0, 1]), 7, 7] = -1.
     shown = model.world.evidence(model.world.encode(away)[:, None])  # an untrained decoder names nothing: here, the nearest embedding does
-    far, reward, chance = planner.on_arrival(z0, scene, shown, planner.cells(shown), (future, None), n)
+    far, reward, chance = planner.when.on_arrival(z0, scene, shown, planner.when.cells(shown), (future, None), n)
     assert reward.shape == (6, 1) and (chance == -1).all()
     turned = model.world.find_agent(100 * model.world.evidence(far[:, 0]))[0]
     assert turned.tolist() == [[7, 7, d] for d in (0, 1, 2, 3, 0, 1)]
@@ -527,7 +533,9 @@ def test_levels_of_training_plans(windows):
 def test_a_settling_board_is_a_board(order, between):
     from ldp_tut.board import check_board
     board = settling_board(between, 100, 3, order)
-    check_board(board, 100, between)
+    check_board(board, 100, between + 2)
+    assert not board[:, [0, -1]].any(), 'both ends are clean'
+    board = board[:, 1:-1]
     assert (board[0] == 100).all() and (board[-1] == 0).all()
     moves = (board.diff(dim=0) != 0)
     assert (moves.sum(0) == 3).all(), 'every token takes as many iterations as it was given'
@@ -754,6 +762,56 @@ def test_the_baselines_are_measured_in_every_task_and_said_in_the_readme():
     found = sum(r['success'] == 'True' for r in rows if r['method'] != 'argmax of the reward head')
     said = (Path(__file__).parent.parent / 'README.md').read_text()
     assert same == 640 and 'all of 640 walks' in said and f'solves {found} of the 640 rooms' in said
+
+
+# Steps of the first rooms from seed 2,000,000, as the planner walked them that this chapter had before it used the generic one.
+WALKS = {'simplecrossing-n1': [14, 14, 13, 14], 'doorkey-5x5': [12, 8, 12, 8], 'multiroom-n2-s4': [7, 8, 10, 9]}
+
+
+@pytest.mark.parametrize('name', sorted(WALKS))  # one mode, counted modes, modes by change
+def test_the_generic_planner_plans_through_the_chain(name, monkeypatch):
+    "`FarFuturePlanner` itself, with the chain's world and denoiser put in: its own functions are called, and it walks as ever."
+    from ldp_tut import planner as farfuture
+    agent, called = load_pretrained(name, 'cpu'), []
+    assert isinstance(agent.planner, FarFuturePlanner) and type(agent.planner).plan is FarFuturePlanner.plan and type(agent.planner).plan_from is FarFuturePlanner.plan_from
+    for part in ('try_destinations', 'settle_way', 'next_action'):
+        plain = getattr(farfuture, part)
+        monkeypatch.setattr(farfuture, part, lambda *a, _plain=plain, _part=part, **k: (called.append(_part), _plain(*a, **k))[1])
+    model, config = agent.planner.model, agent.config
+    generic = FarFuturePlanner(ChainWorld(model, config), model, config.for_planner(), Arrival(model, config))
+    generic.model, walked = model, {}  # whoever judges plans wants to know it
+    for planner in (agent.planner, generic):
+        agent.planner = planner
+        report = evaluate(agent, len(WALKS[name]), progress=False)
+        walked[type(planner).__name__] = [r['steps'] * r['success'] for r in report['rows']]
+        assert called.count('settle_way') == called.count('next_action') == max(walked[type(planner).__name__]), 'each plan and each action is the generic class\'s'
+        assert 1 <= called.count('try_destinations') <= called.count('settle_way'), 'a place once believed in is remembered'
+        called.clear()
+    assert walked == dict(ChainPlanner=WALKS[name], FarFuturePlanner=WALKS[name])
+
+
+def test_a_chain_is_a_world_and_a_denoiser_by_their_protocols(crossing):
+    from ldp_tut.worlds import World
+    planner, frame = crossing.planner, make_env(ENV).reset(seed=3)[0]['image'][None]
+    world = planner.world
+    assert isinstance(world, World)
+    z = world.encode(world.read(frame))
+    assert z.shape == (1, *world.latent_shape) and (world.decode(z)[0] == torch.from_numpy(frame[0])).all()
+    scene = world.scene(world.read(frame))
+    p = planner.denoiser(torch.stack([z, z], 1), torch.tensor([[0, 50]]), torch.tensor([[0., 9.]]), scene)
+    assert p.x0.shape == (1, 2, *world.latent_shape) and p.heads['reward'].shape == (1, 2, 1)
+    assert world.action(z, z, torch.tensor([9]), scene).exp().sub(1 / world.actions).abs().max() < 1e-6, 'too far to tell'
+
+
+def test_what_is_known_is_not_sought_again(crossing):
+    "Of two rooms the second one's place is known: it stays, whatever the seed; the first is sought as if alone."
+    obs = torch.stack(Rooms(crossing.env_id, [5_000_000, 5_000_001], crossing.planner.model.config).obs)
+    first = crossing.planner.plan(obs, [0, 1])
+    far = first.z[[0, 1], first.at]
+    known = torch.stack([torch.full_like(far[0], torch.nan), far[1]])
+    again = crossing.planner.plan(obs, [0, 7], known=known)
+    torch.testing.assert_close(again.z[0], first.z[0])
+    assert torch.equal(again.z[1, again.at[1]], far[1]) and not torch.equal(again.z[1], first.z[1])
 
 
 def test_an_agent_acts_whatever_the_caller_has_switched_off():

@@ -188,9 +188,12 @@ def test_nan_and_infinity_are_said_before_training_with_their_place(data, name, 
 
 
 @pytest.mark.parametrize('how, words', [(dict(radius=math.nan), 'radius must be a finite number'), (dict(radius=-1), 'radius must be positive'), (dict(longest=math.nan), 'longest must be an integer of at least 4, got nan'),
-                                        (dict(minutes=math.nan), 'minutes must be a finite number'), (dict(seed=-1), 'seed must be')])
-def test_numbers_that_cannot_be_meant_are_refused_before_training(data, how, words, tmp_path):
-    with pytest.raises(ValueError, match=words): train_planner(data, world_steps=1, steps=1, out=tmp_path / 'x', progress=False, **how)
+                                        (dict(minutes=math.nan), 'minutes must be a finite number'), (dict(seed=-1), 'seed must be'), (dict(steps=0), 'steps must be an integer'), (dict(world_steps=0), 'world_steps must be'),
+                                        (dict(width=30), 'width 30 must be'), (dict(depth=math.nan), 'depth must be')])
+def test_numbers_that_cannot_be_meant_are_refused_before_training(data, how, words, tmp_path, monkeypatch):
+    def trained(*a, **k): raise AssertionError('the world was trained before the number was looked at')
+    monkeypatch.setattr('ldp_tut.planner.fit_world', trained)
+    with pytest.raises(ValueError, match=words): train_planner(data, **dict(world_steps=1, steps=1, out=tmp_path / 'x', progress=False) | how)
     assert not [*tmp_path.glob('x/*')]
 
 
@@ -283,7 +286,7 @@ def boards_are_checked_elsewhere(monkeypatch):
     monkeypatch.setattr(farfuture, 'context_board', lambda board: torch.nn.functional.pad(board, (1, 0)))
     whole = lambda board, x: board.to(x.device)[:, None].expand(-1, len(x), -1)
     monkeypatch.setattr(ddpm, '_fit_together', lambda x, board, times, schedule: (whole(board, x), times, [True] * (len(board) - 1)))
-    monkeypatch.setattr(ddpm, '_check_noise', lambda *a: None)
+    monkeypatch.setattr(ddpm, '_check_noise', lambda *a: True)
 
 
 @pytest.fixture()
