@@ -146,7 +146,7 @@ def unchecked(config, *hidden):
     """A configuration's fields as options, without those in `hidden`.
 
     Its checks are left out, too: they are made when the configuration itself is, and complain in one sentence."""
-    class Unchecked(config):
+    class Unchecked(config):  # tyro finds the comments of its fields in the class it comes from
         __doc__ = config.__doc__
         __annotations__ = {f.name: Suppress[f.type] for f in fields(config) if f.name in hidden}
         def __post_init__(self): pass

@@ -22,11 +22,13 @@ def fails(capsys, line, *words):
     assert 'Traceback' not in err and out == ''
 
 
-@pytest.mark.parametrize('command', ['collect', 'train', 'plan', 'eval', 'bench'])
-def test_help_shows_units_and_defaults(command, capsys):
-    with pytest.raises(SystemExit) as e: main([command, '--help'])
-    text = capsys.readouterr().out
-    assert e.value.code == 0 and '--seed' in text and '--json' in text and 'default' in text
+@pytest.mark.parametrize('line, words', [
+    ('collect', 'at least so many steps'), ('train', 'optimiser steps of the world model'), ('plan', 'sampler iterations'),
+    ('train --env CartPole-v1', 'optimiser steps of the denoiser'), ('eval', 'nats by which'), ('bench', 'its address')])
+def test_help_shows_units_and_defaults(line, words, capsys):
+    with pytest.raises(SystemExit) as e: main([*line.split(), '--help'])
+    text = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    assert e.value.code == 0 and '--seed' in text and '--json' in text and 'default' in text and words in text
 
 
 def test_collect_reports_and_stores(tmp_path, capsys):
