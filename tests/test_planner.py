@@ -2,6 +2,7 @@
 import ast
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from ldp_tut.data import Trajectories
 from ldp_tut.ddpm import cosine_schedule
 from ldp_tut.forcing import Prediction
 from ldp_tut.planner import (
-    WHEN, Agent, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
+    ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
     between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
 from ldp_tut.checkpoints import CheckpointError
 from ldp_tut.worlds import Seen, Spaces, VectorWorld, World, fit_world
@@ -102,11 +103,103 @@ def test_a_plan_can_be_made_inside_inference_mode(rail):
     assert torch.equal(plan.z, rail.plan(np.array([[0., 0.8]]), [0]).z)
 
 
+RAIL = PlanConfig(horizons=6, tokens=3, scale=10., limit=3., slack=0.02)
+PLACES = np.array([[0., 0.8], [0.5, -0.6], [-.2, .1]])
+
+
+def variant(rail, **how): return FarFuturePlanner(rail.world, rail.denoiser, replace(RAIL, **how))
+
+
+@pytest.mark.parametrize('order', sorted(ORDERS))
+def test_tokens_settle_in_any_order_and_the_film_shows_it(rail, order):
+    plan = variant(rail, order=order).plan(PLACES, [5, 6, 7], film=(film := []))
+    alone = variant(rail, order=order).plan(PLACES[1:2], [6])
+    assert torch.allclose(plan.z[1:2], alone.z, atol=1e-5) and (plan.at == 4).all()
+    settled = [f for f in film if f.times.shape[1] == 5]
+    assert len(film) - len(settled) == RAIL.far_iterations and len(settled) == RAIL.iterations * (max(ORDERS[order](3)) + 1)
+    for f in settled: assert not f.level[:, [0, 4]].any() and torch.equal(f.times, plan.times) and torch.allclose(f.x0[:, 0], plan.z[:, 0])
+    first = settled[0].level[0, 1:4] < rail.denoiser.schedule.K
+    assert first.tolist() == dict(near=[1, 0, 0], far=[0, 0, 1], ends=[0, 1, 0], all=[1, 1, 1])[order]
+
+
+def test_a_horizon_is_the_only_distance_tried(rail):
+    planner = variant(rail, horizon=7, when='believable', candidates=2)
+    far = planner.where(*(f(planner.world.read(PLACES)) for f in (planner.world.encode, planner.world.scene)), [5, 6, 7])
+    assert far.n.tolist() == [[7, 7]] * 3 and planner.plan(PLACES, [5, 6, 7]).times[:, -1].tolist() == [7] * 3
+    with pytest.raises(ValueError, match='horizon 21 is farther than the 20 steps'): variant(rail, horizon=21)
+
+
+def test_whole_steps_are_whole_and_a_short_plan_runs_on(rail):
+    "Eight steps to the first goal, two to the third: it stands in the second column, and what comes after it, later."
+    planner = variant(rail, whole_steps=True, tokens=5, near=2, votes=2)
+    plan = planner.plan(PLACES, [5, 6, 7], film=(film := []))
+    assert torch.equal(plan.times, plan.times.round()) and (plan.times.diff(dim=1) > 0).all()
+    n = plan.times[range(3), plan.at]
+    assert plan.at.tolist() == [6, 6, int(n[2])] and n[2] < 5
+    for f in film[RAIL.far_iterations:]: assert not f.level[:, 0].any() and not f.level[range(3), plan.at].any(), 'the far token is clean wherever it stands'
+    alone = planner.plan(PLACES[2:], [7])
+    for name in ('times', 'z', 'at', 'first'): assert torch.allclose(getattr(plan, name)[2:].float(), getattr(alone, name).float(), atol=1e-5)
+    with pytest.raises(ValueError, match='stride=2'): PlanConfig(whole_steps=True, stride=2)
+
+
+class Pushed(Rail):
+    "The same cart, pushed by a number."
+    actions = 0
+    def action(self, z, later, gap, scene): return (later - z) / gap[:, None]
+
+
+@pytest.mark.parametrize('world', [Rail, Pushed])
+def test_the_first_action_is_put_to_the_vote(rail, world):
+    planner = FarFuturePlanner(world(), rail.denoiser, replace(RAIL, votes=5, eta=1.))
+    plan, one = planner.plan(PLACES, [5, 6, 7]), variant(rail, eta=1.).plan(PLACES, [5, 6, 7])
+    assert plan.z.shape == one.z.shape and plan.first.shape == (3, world.actions or 1) and one.first.shape == (3, 0)
+    assert torch.equal(planner.act(plan, PLACES, 0), plan.first)
+    if world.actions: assert plan.first.argmax(1).tolist() == [1, 0, 1] and torch.allclose(plan.first.exp().sum(1), torch.ones(3))
+    else: assert torch.allclose(plan.first[:2], plan.z[:2, 1] - plan.z[:2, 0]), 'a step along one of the ways, not a mixture'
+    late = planner.act(plan, PLACES, 1)
+    assert late.shape == plan.first.shape and not torch.equal(late, plan.first)
+
+
+def test_an_agent_remembers_where_it_wanted_to_be(rail):
+    "What was believed in is kept, whatever the next seed; a new episode, or a doubt, is sought anew."
+    tried = []
+    class Counting(FarFuturePlanner):
+        def where(self, z0, scene, seeds, film=None): tried.append(len(z0)); return super().where(z0, scene, seeds, film)
+    agent = Agent(Counting(rail.world, rail.denoiser, replace(RAIL, trust=0.5))).begin([1, 2, 3])
+    agent.act_batch(PLACES); far = agent.plan.z[:, -1]
+    agent.act_batch(PLACES)
+    assert tried == [3] and torch.equal(agent.plan.z[:, -1], far) and (agent.plan.reward == 1).all()
+    agent.restart([False, True, False]); agent.act_batch(PLACES)
+    assert tried == [3, 1] and torch.equal(agent.plan.z[[0, 2], -1], far[[0, 2]]) and not torch.equal(agent.plan.z[1, -1], far[1])
+    agent.keep([0, 2]); agent.act_batch(PLACES[[0, 2]])
+    assert tried == [3, 1] and torch.equal(agent.plan.z[:, -1], far[[0, 2]]) and agent.plans_made == 4
+    forgetful = Agent(Counting(rail.world, rail.denoiser, RAIL)).begin([1])
+    for _ in range(2): forgetful.act_batch(PLACES[:1])
+    assert tried == [3, 1, 1, 1]
+    with pytest.raises(ValueError, match='remembers where and not when'): PlanConfig(trust=0.9, when='believable')
+
+
+def test_when_can_be_brought_along(rail):
+    "A function with the arguments of `first_passage`; it may change the far token, too, and say what it went by."
+    def when(planner, z0, scene, far):
+        which = far.reward.argmax(1)
+        there = Destination.of(far, which, torch.full_like(which, 9), far.reward)
+        return there._replace(z=scene)
+    class Unmeasured:
+        def __getattr__(self, name):
+            if name == 'steps_between': raise AttributeError(name)
+            return getattr(rail.world, name)
+    plan = FarFuturePlanner(Unmeasured(), rail.denoiser, RAIL, when).plan(PLACES, [5, 6, 7])
+    assert torch.equal(plan.z[:, -1], plan.scene) and plan.times[:, -1].tolist() == [9.] * 3 and plan.grounds.shape == (3, 24)
+    with pytest.raises(ValueError, match='asks the world for steps_between'): FarFuturePlanner(Unmeasured(), rail.denoiser, RAIL)
+
+
 def test_distances_and_times():
     assert horizons(100, 1) == [100] and horizons(5, 3, 9) == [5]
     for some in (horizons(8, 12), horizons(400, 12, 8)): assert some == sorted(set(some)) and some[-1] in (8, 400) and len(some) <= 12
     t = between_times(torch.tensor([3, 90]), 5, 2, 4)
     assert (t.diff(dim=1) > 0).all() and t[:, -1].tolist() == [3, 90] and t[1, :3].tolist() == [0, 4, 8]
+    assert between_times(torch.tensor([3, 20]), 4, 3, 1, whole_steps=True).tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 12, 20]]
 
 
 def test_an_agent_trained_saved_and_loaded_is_the_same(trained, data):
