@@ -12,7 +12,7 @@ import pytest
 
 from ldp_tut import exact
 from ldp_tut.bench import reevaluate
-from ldp_tut.chain_planner import load_pretrained
+from ldp_tut.chain_planner import ChainAgent, load_pretrained
 from ldp_tut.exact import list_pretrained
 from ldp_tut.checkpoints import CheckpointError, DownloadError, cache_folder, download, file_sha256, load_checkpoint, save_checkpoint
 
@@ -212,6 +212,6 @@ def test_a_card_can_be_held_to_its_word():
     agent = load_pretrained('simplecrossing-n1', 'cpu')
     again = reevaluate(agent, 4, progress=False)
     assert again['holds'] and again['same_steps'] == 4 and again['claimed'] == again['measured']
-    agent.config = agent.planner.config = type(agent.config)(scale=0., candidates=1)
-    assert not reevaluate(agent, 4, progress=False)['holds'], 'a planner that seeks nothing cannot be as good'
+    aimless = ChainAgent(agent.planner.model, type(agent.config)(scale=0., candidates=1), agent.card)
+    assert not reevaluate(aimless, 4, progress=False)['holds'], 'a planner that seeks nothing cannot be as good'
     with pytest.raises(ValueError, match='the card knows 256 rooms, got episodes=1000'): reevaluate(agent, 1000)
