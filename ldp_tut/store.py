@@ -131,7 +131,10 @@ class TrajectoryStore:
             number = int(have[-1].name[6:]) + 1 if have else 0
             folder = self.path / f'shard-{number:05d}'
             try: write_shard(folder, episodes, kind, card)
-            except OSError as e: raise cannot_write(folder, e) from e
+            except OSError as e:
+                # half a shard is no use, and it fills the disk
+                shutil.rmtree(folder.with_suffix('.part'), ignore_errors=True)
+                raise cannot_write(folder, e) from e
             return folder
 
     def load(self, check: bool = True) -> list:
@@ -166,7 +169,8 @@ def check_any(path, shards):
 def cannot_write(path, e):
     if isinstance(e, Timeout):
         return StoreError(f'{path} is being written by somebody else: wait for it, or choose another folder')
-    return StoreError(f'cannot write {path}: {e.strerror or e}')
+    reason = e.strerror or f'no room on the disk ({e})'  # numpy says only how much it has written
+    return StoreError(f'cannot write {path}: {reason}')
 
 def check_storable(episodes, card):
     "The kind of a record; raises `StoreError` where it, or its card, cannot be stored."

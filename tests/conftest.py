@@ -1,6 +1,7 @@
 "Tests run every notebook at the smallest budget; published outputs come from `LDP_BUDGET=cpu nbdev-test --save`."
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -19,3 +20,14 @@ def browser():
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A real file system of two megabytes."
+    disk = tmp_path / 'disk'; disk.mkdir()
+    try: done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(disk)], capture_output=True, text=True)
+    except OSError as e: pytest.skip(f'no small file system can be mounted here: {e}')
+    if done.returncode: pytest.skip(f'no small file system can be mounted here: {done.stderr.strip()}')
+    yield disk
+    subprocess.run(['umount', '-l', str(disk)], check=True)

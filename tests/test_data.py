@@ -612,6 +612,19 @@ def test_other_broken_stores(episodes, tmp_path):
     with pytest.raises(StoreError, match='no readable card'): TrajectoryStore(tmp_path).load()
 
 
+def test_a_full_disk_is_said_and_keeps_what_was_there(episodes, small_disk):
+    "On a real file system of two megabytes: no half shard is left to fill it."
+    store = TrajectoryStore(small_disk / 'data')
+    store.append(small(), CARD)
+    before = sorted(p.name for p in (small_disk / 'data').iterdir())
+    (small_disk / 'others').write_bytes(bytes(1_900_000))
+    large = small(400, shape=(40, 40, 3), dtype=np.uint8)
+    for _ in range(2):
+        with pytest.raises(StoreError, match='cannot write .*shard-00001: (No space left|no room on the disk)'): store.append(large, CARD)
+        assert sorted(p.name for p in (small_disk / 'data').iterdir()) == before
+    assert len(store.load()) == 1
+
+
 def test_a_killed_writer_leaves_no_shard(episodes, tmp_path, monkeypatch):
     store = TrajectoryStore(tmp_path)
     store.append(episodes, CARD)

@@ -112,17 +112,6 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.json', 'a.safetensors'], 'nothing half-written stays'
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    "A real file system of two megabytes."
-    disk = tmp_path / 'disk'; disk.mkdir()
-    try: done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(disk)], capture_output=True, text=True)
-    except OSError as e: pytest.skip(f'no small file system can be mounted here: {e}')
-    if done.returncode: pytest.skip(f'no small file system can be mounted here: {done.stderr.strip()}')
-    yield disk
-    subprocess.run(['umount', '-l', str(disk)], check=True)
-
-
 def test_a_full_disk_ends_in_one_sentence(small_disk):
     "Before the first step where it can be known, and with the last good checkpoint kept where the room was taken later."
     steps = []
