@@ -8,8 +8,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/command_line.html.md"""
 __all__ = ['Options', 'Switch', 'only_one', 'COMMANDS', 'CLAIMS', 'KEYS', 'KEYS_ANYWHERE', 'Asked', 'Collect', 'Train',
            'AnyRecipe', 'Measured', 'Plan', 'Eval', 'Bench', 'Which', 'is_exact', 'unchecked', 'read_card',
            'is_generic', 'planning_options', 'with_options', 'show_commands', 'read_command', 'usual_policy', 'summary',
-           'run_collect', 'run_train', 'train_exact', 'data_for', 'train_any', 'measure_any', 'run_plan',
-           'film_of_rooms', 'run_eval', 'eval_rooms', 'check_rooms', 'eval_any', 'check_any', 'run_bench', 'main']
+           'run_collect', 'run_train', 'exact_recipe', 'train_exact', 'data_for', 'train_any', 'measure_any',
+           'run_plan', 'film_of_rooms', 'run_eval', 'eval_rooms', 'check_rooms', 'eval_any', 'check_any', 'run_bench',
+           'main']
 
 # %% ../nbs/18_command_line.ipynb #ef71163f
 import json
@@ -293,15 +294,20 @@ def run_train(a) -> dict:
     "The whole recipe; returns the checkpoint's card without its configurations."
     return train_exact(a) if is_exact(a) else train_any(a)
 
+def exact_recipe(a):
+    "What was asked for, as the `Recipe` of the chapter; its checks are made here."
+    from ldp_tut.chain_training import Recipe
+    given = {f.name: getattr(a.recipe, f.name) for f in fields(Recipe)}
+    return Recipe(**given | dict(env_id=a.env or Recipe.env_id, seed=a.seed))
+
 def train_exact(a) -> dict:
     "The exact denoiser of a room with one mover."
-    from ldp_tut.chain_training import Recipe, train_planner
+    from ldp_tut.chain_training import train_planner
     from ldp_tut.train import pick_device
     out = Path(a.out or 'runs/fourrooms')
     _writable(out)
     if a.data: raise ValueError('the exact denoiser learns from walks of its twin: leave out --data')
-    given = {f.name: getattr(a.recipe, f.name) for f in fields(Recipe)}
-    recipe = Recipe(**given | dict(env_id=a.env or Recipe.env_id, seed=a.seed))
+    recipe = exact_recipe(a)
     card = dict(command=_command(recipe), commit=_commit(), device=str(pick_device(a.device)))
     agent, history = train_planner(recipe, out, a.device, progress=not a.json, card=card)
     losses = {f'{n}_loss': _last_loss(history[n]) for n in ('world', 'planner')}

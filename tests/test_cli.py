@@ -151,6 +151,21 @@ def test_a_folder_is_gone_on_with_by_the_same_recipe_alone(tmp_path, capsys):
     assert card['extended'] == [dict(after=3, to=5)] and card['recipe']['steps'] == 5 and card['denoiser'] == 'exact'
 
 
+def test_the_commands_on_shipped_cards_are_still_understood():
+    "Each, read as a command line, asks for the recipe on its card, and for the exact denoiser."
+    from pathlib import Path
+    from ldp_tut import cli
+    cards = sorted(Path(cli.__file__).parent.glob('checkpoints/*.json'))
+    cards = [json.loads(p.read_text()) for p in cards if p.with_suffix('.safetensors').exists()]
+    assert len(cards) >= 2
+    for card in cards:
+        asked = cli.read_command(card['command'].split()[1:])
+        assert cli.is_exact(asked)
+        mine = vars(cli.exact_recipe(asked))
+        given = {n: v for n, v in card['recipe'].items() if n != 'precision'}  # on a card it says what 'auto' came to
+        assert {n: mine[n] for n in given} == given
+
+
 def test_an_unknown_command_exits_non_zero_from_a_shell():
     run = subprocess.run([*SHELL, 'fly'], capture_output=True, text=True)
     assert run.returncode != 0
