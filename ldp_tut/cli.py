@@ -158,7 +158,7 @@ def unchecked(config, *hidden):
 def read_card(a) -> tuple:
     "The file of a checkpoint, which may be a name or an address, and its card."
     from ldp_tut.exact import find_checkpoint
-    from ldp_tut.train import load_checkpoint
+    from ldp_tut.checkpoints import load_checkpoint
     path = find_checkpoint(a.checkpoint, a.sha256, not a.json)
     return path, load_checkpoint(path)[1]
 

@@ -27,12 +27,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .board import check_between, check_count, check_finite, check_positive, context_board, full_board
+from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from .data import Trajectories, Windows, data_card, make_any
 from .ddpm import add_noise, sample, seeded_noise
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
-from .train import (CheckpointError, TrainConfig, check_recipe, fingerprint, fit, load_checkpoint, pick_device,
-                           save_checkpoint)
+from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, VectorDenoiser, VectorWorld,
                             World, check_flat, fit_world, token_batches)
 

@@ -216,7 +216,7 @@ def test_a_planner_of_any_world_is_known_by_its_card(cart, capsys):
 
 def test_a_claim_of_any_world_is_recorded_and_checked(cart, tmp_path, capsys):
     import shutil
-    from ldp_tut.train import load_checkpoint, save_checkpoint
+    from ldp_tut.checkpoints import load_checkpoint, save_checkpoint
     own = shutil.copy(cart / 'agent.safetensors', tmp_path)
     fails(capsys, f'eval --checkpoint {own} --check', 'claims nothing')
     report = says(capsys, f'eval --checkpoint {own} {QUICK} --record')

@@ -31,7 +31,7 @@ def run_twice(path, folder, more=()):
     return run_notebook(doubled(path, folder, more), skip_flags=SKIP, do_print=False, basepath=str(path.parent))[0]
 
 
-@pytest.mark.parametrize('name', ['05_trajectories', '06_training', '14c_chain_training', '93_checkpoints', '94_stores', '95_records'])
+@pytest.mark.parametrize('name', ['05_trajectories', '06_training', '14_exact', '14b_chain_planner', '14c_chain_training', '93_checkpoints', '94_stores', '95_records'])
 def test_a_cell_may_be_run_twice(name, tmp_path):
     "The chapters that write files, download, or train into a folder."
     assert run_twice(NOTEBOOKS[0].parent / f'{name}.ipynb', tmp_path), f'a cell of {name} fails when it is run twice; it and its error are printed above'
