@@ -6,10 +6,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 
 # %% auto #0
 __all__ = ['WHEN', 'ORDERS', 'WORLDS', 'PlanConfig', 'Plan', 'of_rows', 'Far', 'Destination', 'Frame', 'try_destinations',
-           'walk_down', 'promised', 'recall_destinations', 'horizons', 'oddness', 'believable', 'earliest_believable',
-           'first_passage', 'as_far_as_possible', 'settle_way', 'settling_board', 'run_on', 'between_times',
-           'FarFuturePlanner', 'next_action', 'vote', 'check_parts', 'Agent', 'save_agent', 'load_agent',
-           'PlannerRecipe', 'train_planner', 'fingerprint_of_world', 'default_longest', 'default_plan',
+           'walk_down', 'expected_reward', 'recall_destinations', 'horizons', 'oddness', 'believable',
+           'earliest_believable', 'first_passage', 'as_far_as_possible', 'settle_way', 'settling_board', 'run_on',
+           'between_times', 'FarFuturePlanner', 'next_action', 'vote', 'check_parts', 'Agent', 'save_agent',
+           'load_agent', 'PlannerRecipe', 'train_planner', 'fingerprint_of_world', 'default_longest', 'default_plan',
            'check_data_for_plans', 'steps_in', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
@@ -143,7 +143,7 @@ def try_destinations(planner, z0, scene, seeds, film=None) -> Far:
                     noise=[torch.stack([still, e], 1) for e in noise[1:]])
     x = walk_down(states, board, times, film).detach()
     each = lambda t: t.unflatten(0, (B, N))
-    return Far(each(x[:, 1]), n.expand(B, N), each(promised(planner, x, times, scene)))
+    return Far(each(x[:, 1]), n.expand(B, N), each(expected_reward(planner, x, times, scene)))
 
 def walk_down(states, board, times, film=None) -> torch.Tensor:
     "What a sampler ends with. The list `film` gets a `Frame` of every iteration."
@@ -153,7 +153,7 @@ def walk_down(states, board, times, film=None) -> torch.Tensor:
     return state.x
 
 @torch.no_grad()
-def promised(planner, x, times, scene) -> torch.Tensor:
+def expected_reward(planner, x, times, scene) -> torch.Tensor:
     "What the reward head says of the last of clean tokens x [R, H, *latent]: [R], 0 to 1."
     net = planner.denoiser
     if hasattr(net, 'reward_of_last'): return net.reward_of_last(x, times, scene)
