@@ -6,9 +6,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 
 # %% auto #0
 __all__ = ['WHEN', 'ORDERS', 'WORLDS', 'PlanConfig', 'Plan', 'of_rows', 'Far', 'Destination', 'Frame', 'try_destinations',
-           'walk_down', 'expected_reward', 'recall_destinations', 'horizons', 'oddness', 'believable',
-           'earliest_believable', 'first_passage', 'as_far_as_possible', 'settle_way', 'settling_board', 'run_on',
-           'between_times', 'FarFuturePlanner', 'next_action', 'vote', 'check_parts', 'Agent', 'save_agent',
+           'walk_down', 'expected_reward', 'recall_destinations', 'horizons', 'oddness', 'paying', 'believable',
+           'earliest_believable', 'first_passage', 'as_far_as_possible', 'soonest', 'settle_way', 'settling_board',
+           'run_on', 'between_times', 'FarFuturePlanner', 'next_action', 'vote', 'check_parts', 'Agent', 'save_agent',
            'load_agent', 'PlannerRecipe', 'train_planner', 'fingerprint_of_world', 'default_longest', 'default_plan',
            'check_data_for_plans', 'steps_in', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
@@ -194,13 +194,17 @@ def oddness(planner, x, times, scene, seed: int = 0, level: float = 0.5, draws: 
     return (guess - many(x[:, -1])).pow(2).flatten(1).mean(1).view(rows, draws).mean(1)
 
 # %% ../nbs/13_planner.ipynb #889c88f4
+def paying(planner, z0, scene, far: Far) -> torch.Tensor:
+    "Which far tokens pay at least half as much as the best one: bool [B, N]."
+    return far.reward >= 0.5 * far.reward.amax(1, keepdim=True)
+
 def believable(planner, z0, scene, far: Far) -> torch.Tensor:
     """Which far tokens are worth a plan: bool [B, N].
 
     They pay at least half as much as the best one, and are almost as plausible as the most plausible of those."""
     x = torch.stack([z0.repeat_interleave(far.n.shape[1], 0), far.z.flatten(0, 1)], 1)
     times = torch.stack([torch.zeros_like(far.n), far.n], 2).flatten(0, 1).float()
-    pays = far.reward >= 0.5 * far.reward.amax(1, keepdim=True)
+    pays = paying(planner, z0, scene, far)
     odd = oddness(planner, x, times, scene).view_as(far.reward).masked_fill(~pays, torch.inf)
     return odd <= odd.amin(1, keepdim=True) + planner.config.slack
 
@@ -209,11 +213,13 @@ def earliest_believable(planner, z0, scene, far: Far) -> Destination:
     first = far.n.masked_fill(~believable(planner, z0, scene, far), far.n.max() + 1)
     return Destination.of(far, first.argmin(1), first.amin(1), first)
 
-def first_passage(planner, z0, scene, far: Far) -> Destination:
-    "*When*: the believable far token that is fewest steps away, says the world; and a share `haste` of those steps."
-    N = far.n.shape[1]
-    steps = planner.world.steps_between(z0.repeat_interleave(N, 0), far.z.flatten(0, 1)).view_as(far.reward)
-    steps = steps.masked_fill(~believable(planner, z0, scene, far), torch.inf)
+def first_passage(planner, z0, scene, far: Far, among=believable) -> Destination:
+    """*When*: the believable far token that is fewest steps away, says the denoiser if it has a say, or the world; and
+    a share `haste` of those steps."""
+    net, N = planner.denoiser, far.n.shape[1]
+    if hasattr(net, 'steps_between'): steps = net.steps_between(z0, far.z, scene)
+    else: steps = planner.world.steps_between(z0.repeat_interleave(N, 0), far.z.flatten(0, 1)).view_as(far.reward)
+    steps = steps.masked_fill(~among(planner, z0, scene, far), torch.inf)
     n = (planner.config.haste * steps.amin(1)).round().long().clamp(1, planner.denoiser.longest)
     return Destination.of(far, steps.argmin(1), n, steps)
 
@@ -222,7 +228,11 @@ def as_far_as_possible(planner, z0, scene, far: Far) -> Destination:
     score = far.reward.masked_fill(far.n < far.n.max(), -1.)
     return Destination.of(far, score.argmax(1), far.n.amax(1), score)
 
-WHEN = dict(passage=first_passage, believable=earliest_believable, farthest=as_far_as_possible)
+def soonest(planner, z0, scene, far: Far) -> Destination:
+    "*When*: the same for every far token that pays, however plausible it is."
+    return first_passage(planner, z0, scene, far, among=paying)
+
+WHEN = dict(passage=first_passage, soonest=soonest, believable=earliest_believable, farthest=as_far_as_possible)
 
 # %% ../nbs/13_planner.ipynb #bb85f55e
 @torch.no_grad()
@@ -341,11 +351,13 @@ class FarFuturePlanner:
         device."""
         B, V, i = len(z0), self.config.votes, torch.arange(len(z0), device=z0.device)
         early, late = ([], []) if film is not None else (None, None)
-        if known is None: far = self.where(z0, scene, seeds, early)
-        else: far = recall_destinations(self, z0, scene, seeds, known, early)
-        with torch.no_grad(): end = self.when(self, z0, scene, far)
+        with torch.no_grad():
+            ready = self.denoiser.prepare_now(z0, scene) if hasattr(self.denoiser, 'prepare_now') else scene
+        if known is None: far = self.where(z0, ready, seeds, early)
+        else: far = recall_destinations(self, z0, ready, seeds, known, early)
+        with torch.no_grad(): end = self.when(self, z0, ready, far)
         many = lambda t: t.repeat_interleave(V, 0)
-        times, z, at = settle_way(self, many(z0), many(end.z), many(end.n), scene, self.way_seeds(seeds), late)
+        times, z, at = settle_way(self, many(z0), many(end.z), many(end.n), ready, self.way_seeds(seeds), late)
         first, agreed = (z0.new_zeros(B, 0), torch.zeros_like(i)) if V == 1 else vote(self, times, z, scene)
         if film is not None:
             film += [of_rows(f, i * far.n.shape[1] + end.which) for f in early]
@@ -401,8 +413,9 @@ def check_parts(world, denoiser, config, when=None):
     if config.horizon > denoiser.longest:
         raise ValueError(f'horizon {config.horizon} is farther than the {denoiser.longest} steps this model was '
                          'trained for')
-    if when is None and config.when == 'passage' and not hasattr(world, 'steps_between'):
-        raise ValueError(f"when='passage' asks the world for steps_between, which {type(world).__name__} "
+    if when is None and config.when in ('passage', 'soonest') and not (
+            hasattr(world, 'steps_between') or hasattr(denoiser, 'steps_between')):
+        raise ValueError(f"when={config.when!r} asks the world for steps_between, which {type(world).__name__} "
                          "has not: choose when='believable'")
 
 # %% ../nbs/13_planner.ipynb #506ef936

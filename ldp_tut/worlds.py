@@ -405,7 +405,9 @@ class Denoiser(Protocol):
 
         The head `reward` [B, H, 1] is a logit."""
     # It may also have `reward_of_last(x, times, scene)`, where that takes less than all of it, and
-    # `prepare_way(far, n, config, scene)`, which gives a scene with what is the same while a way settles.
+    # `prepare_way(far, n, config, scene)`, which gives a scene with what is the same while a way settles;
+    # `prepare_now(z0, scene)`, the same for all tokens later than now; and `steps_between(z0, far, scene)` [B, N],
+    # the first passage to far tokens [B, N, *latent].
 
 @dataclass(frozen=True)
 class DenoiserConfig:
