@@ -9,21 +9,24 @@ __all__ = ['Seen', 'World', 'Spaces', 'cells_in', 'check_shape', 'read_observati
            'Motion', 'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss',
            'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_world',
            'Rewards', 'goal_radius', 'Denoiser', 'DenoiserConfig', 'VectorDenoiser', 'token_batches', 'hindsight',
-           'DenoisingLoss', 'acted', 'action_error']
+           'DenoisingLoss', 'acted', 'action_error', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12_worlds.ipynb #8c4a021e
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm.auto import tqdm
 
-from .board import check_positive
-from .data import Normaliser, Trajectories, Windows, random_offsets
+from .board import check_count, check_positive
+from .data import Normaliser, Trajectories, Windows, make_any, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss
 from .records import check_data, join_parts
@@ -511,3 +514,89 @@ def action_error(said, action, actions):
     if not actions: return (said.float() - action).pow(2).mean(-1)
     error = F.cross_entropy(said.float().flatten(0, 1), action.clamp(min=0).flatten(), reduction='none')
     return error.view(action.shape)
+
+# %% ../nbs/12_worlds.ipynb #fde6c368
+def play(
+    agent,                   # an `Agent`, or anything with `begin(seeds)`, `act_batch(obs)` and `keep(rows)`
+    env,                     # a function that makes an environment, or an id, as for `collect`
+    episodes: int = 32,
+    seed: int = 1_000_000,   # of the first `reset`; then the next ones
+    most: int = None,        # cut episodes off after so many steps; default the environment's own limit
+    batch: int = 64,         # episodes planned for at once
+    progress: bool = True,
+    kind: str = None,        # of task, as in `Rewards`; default what the agent's card says, or 'goal'
+    whole: bool = False,     # go on after the first reward, as data do, so that returns can be compared
+) -> dict:                   # averages; a warning, where predicted and executed reward part; one row an episode
+    """Play episodes side by side.
+
+    Where every step pays an episode succeeds unless the environment ends it. Elsewhere it succeeds when it is
+    first rewarded, and is over then, unless episodes are played whole."""
+    make = env if callable(env) else partial(make_any, env)
+    pays = getattr(agent, 'card', {}).get('rewards', {})
+    pays = pays | dict(kind=kind or pays.get('kind', 'goal'))
+    rows, began, quiet = [], time.perf_counter(), None if progress else True
+    with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=quiet) as bar:
+        for first in range(0, episodes, batch):
+            seeds = range(seed + first, seed + min(first + batch, episodes))
+            rows += play_batch(agent, make, seeds, most, bar, pays, whole)
+    mean = lambda name: float(np.mean([r[name] for r in rows]))
+    gap = promise_gap(episodes, mean('predicted'), mean('executed'))
+    reached = [r['first'] for r in rows if r['first'] is not None]
+    return dict(episodes=episodes, seed=seed, success=mean('success'), mean_return=mean('return'),
+                mean_steps=mean('steps'), first_reward=float(np.mean(reached)) if reached else float('nan'),
+                predicted_reward=mean('predicted'), executed_reward=mean('executed'), warning=gap,
+                seconds=time.perf_counter() - began, rows=rows)
+
+# %% ../nbs/12_worlds.ipynb #bd38188a
+def play_batch(agent, make, seeds, most, bar, pays, whole=False):
+    "One row an episode; where there is a goal it ends when it is first rewarded, if it is not to be whole."
+    envs, kind = [make() for _ in seeds], pays['kind']
+    obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
+    blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
+    rows = [dict(blank, seed=int(s)) for s in seeds]
+    live, trace = list(range(len(envs))), [[] for _ in envs]
+    agent.begin([int(s) for s in seeds])
+    while live:
+        actions = agent.act_batch(stack([obs[j] for j in live]))
+        plan, going = getattr(agent, 'plan', None), []
+        for i, (j, action) in enumerate(zip(live, actions)):
+            row = rows[j]
+            if plan is not None and row['promised'] is None:
+                row |= dict(predicted=float(plan.reward[i]), promised=round(float(plan.times[i, -1])))
+            obs[j], reward, ended, cut, _ = envs[j].step(action)
+            trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
+            if reward > 0 and row['first'] is None: row['first'] = row['steps']
+            won = kind != 'step' and row['first'] is not None and not whole
+            over = ended or cut or won or (most and row['steps'] >= most)
+            if over: bar.update(1); row['ended'] = bool(ended)
+            else: going.append(i)
+        agent.keep(going); live = [live[i] for i in going]
+    for env in envs: env.close()
+    for row, rewards in zip(rows, trace): row |= executed(row, rewards, **pays)
+    return rows
+
+def stack(obs):
+    "One batch of many observations."
+    if isinstance(obs[0], dict): return {n: np.stack([np.asarray(o[n]) for o in obs]) for n in obs[0]}
+    return np.stack([np.asarray(o) for o in obs])
+
+def executed(row, rewards, kind, low=0., high=1., radius=0.):
+    "What became of the first plan's promise: rewarded at all; or, where every step pays, at the promised step."
+    if kind != 'step': return dict(success=row['first'] is not None, executed=float(row['first'] is not None))
+    promised = row['promised'] or len(rewards)
+    paid = (rewards[promised - 1] - low) / max(high - low, 1e-9) if len(rewards) >= promised else 0.
+    return dict(success=not row['ended'], executed=float(np.clip(paid, 0, 1)))
+
+def promise_gap(
+    n: int,                 # episodes or rooms
+    said: float,            # predicted reward, their mean, 0 to 1; NaN where nothing was predicted
+    done: float,            # executed reward
+    what: str = 'episodes',
+) -> str:                   # a sentence, or nothing
+    "What to say where predicted and executed reward part by more than their margins (95 %) explain."
+    if math.isnan(said): return ''
+    margin = sum(1.96 * math.sqrt(max(p * (1 - p), 0.25 / n) / n) for p in (said, done))
+    if abs(said - done) <= margin: return ''
+    meaning = 'the plans promise what does not happen' if said > done else 'the plans expect less than what happens'
+    return (f'predicted reward {said:.2f} and executed reward {done:.2f} are farther apart than the {margin:.2f}'
+            f' that {n} {what} explain: {meaning}')

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from ldp_tut.data import Trajectories
 from ldp_tut.ddpm import cosine_schedule
+from ldp_tut.field import FieldConfig, FieldDenoiser, SymbolWorld
 from ldp_tut.forcing import Prediction
 from ldp_tut.planner import (
     ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
@@ -397,6 +398,22 @@ def test_a_whole_plan_never_reads_back_from_the_device(parts, when, boards_are_c
         assert plan.z.shape == (5, 8, 3) and plan.z.device.type == DEVICE == plan.times.device.type
         now = torch.empty(5, 3, device=DEVICE)
         assert world.action(now, plan.z[:, 1], plan.times[:, 1].long(), plan.scene).shape == (5, 4)
+
+
+def test_a_plan_in_maps_and_its_training_never_read_back_from_the_device(boards_are_checked_elsewhere):
+    kinds = np.arange(8, dtype=np.uint8).reshape(4, 2)
+    world = SymbolWorld(Spaces('symbols', (5, 5, 2), 0, 4, kinds=4), kinds)
+    net = FieldDenoiser(FieldConfig(kinds=4, actions=4, longest=6, width=8), world.codes)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        world, net = faked(world), faked(net)
+        make = lambda *s: torch.empty(*s, device=DEVICE)
+        k = torch.empty(4, 3, dtype=torch.long, device=DEVICE)
+        p = net(make(4, 3, 8, 5, 5), k, make(4, 3), make(4, 8, 5, 5), (1, 4))
+        (p.x0.sum() + sum(h.sum() for h in p.heads.values())).backward()
+        assert all(q.grad.device.type == DEVICE for n, q in net.named_parameters() if q.grad is not None)
+        planner = FarFuturePlanner(world, net, PlanConfig(horizon=6, tokens=1, near=1, when='soonest', candidates=2, votes=2))
+        plan = planner.plan_from(make(3, 8, 5, 5), make(3, 8, 5, 5), [1, 2, 3])
+        assert plan.z.shape == (3, 3, 8, 5, 5) and plan.z.device.type == DEVICE
 
 
 def test_a_training_update_never_reads_back_from_the_device(parts, data):

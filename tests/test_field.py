@@ -1,0 +1,176 @@
+"The denoiser of maps: generic, exact where it must be, and a planner with it."
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldp_tut.data import Trajectories
+from ldp_tut.field import FieldConfig, FieldDenoiser, field_offsets, field_parts, kinds_in, make_symbol_world, steps_said
+from ldp_tut.planner import Agent, FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
+from ldp_tut.worlds import Spaces, fit_world
+
+G = lambda s=0: torch.Generator().manual_seed(s)
+FIELD = Path(__file__).resolve().parent.parent / 'ldp_tut' / 'field.py'
+
+
+def walkers(episodes=12, steps=14, size=5, seed=0, goal=True):
+    "Two things on a torus without walls: one goes where it is told, one drifts by itself. Made up for this test."
+    r, frames, action, reward, length, ended = np.random.default_rng(seed), [], [], [], [], []
+    for _ in range(episodes):
+        me, other, T = r.integers(0, size, 2), r.integers(0, size, 2), steps
+        def draw():
+            f = np.zeros((size, size, 2), np.uint8); f[..., 1] = 3
+            f[0, 0] = (9, 9); f[tuple(other)] = (7, 3); f[tuple(me)] = (5, 200)
+            return f
+        seen, acts = [draw()], []
+        for t in range(steps):
+            a = int(r.integers(0, 4)); acts.append(a)
+            me = (me + [(0, 1), (1, 0), (0, -1), (-1, 0)][a]) % size
+            other = (other + r.integers(-1, 2, 2)) % size
+            seen.append(draw())
+            if goal and not me.any(): break
+        frames += seen; action += acts; length.append(len(acts)); ended.append(goal and not me.any())
+        reward += [0.] * (len(acts) - 1) + [float(ended[-1])]
+    return Trajectories(np.array(frames), np.array(action), np.array(reward), np.array(length), np.array(ended), actions=4)
+
+
+@pytest.fixture(scope='module')
+def parts():
+    data = walkers(40)
+    world, _ = fit_world(data, 3, 30, make_symbol_world(data), device='cpu', progress=False)
+    good = data.terminated
+    net, loss, batches = field_parts(world, data, good, 6, 10, width=16)
+    return data, world, net, loss, batches
+
+
+def test_it_names_no_environment_and_nothing_that_moves():
+    words = re.findall(r'[a-z]+', re.sub(r'""".*?"""|"[^"\n]*"|#.*', '', FIELD.read_text().split('# %%', 2)[2], flags=re.S).lower())
+    assert not set(words) & {'minigrid', 'gridtwin', 'agent', 'wall', 'door', 'mover', 'goal', 'key', 'neighbours', 'exact', 'envs'}
+
+
+def test_every_kind_has_a_name_and_comes_back(parts):
+    data, world = parts[:2]
+    assert len(world.kinds) == len(np.unique(data.observation.reshape(-1, 2), axis=0)) == Spaces.of(data).kinds
+    seen = world.read(data.observation[:9])
+    assert (world.decode(world.encode(seen)) == seen.state).all()
+    assert torch.allclose(world.codes.pow(2).sum(-1), torch.tensor(8.))
+
+
+def test_kinds_are_found_in_every_frame_and_not_in_a_sample():
+    frames = np.zeros((30_001, 2, 2, 2), np.uint8); frames[-1, 1, 1] = (3, 255)
+    assert kinds_in(frames, chunk=1000).tolist() == [[0, 0], [3, 255]]
+
+
+def test_what_is_worked_out_once_is_what_would_be_said_each_time(parts):
+    _, world, net, *_ = parts
+    net = net.eval()
+    z0 = torch.randn(2, 8, 5, 5, generator=G())
+    x = torch.randn(6, 4, 8, 5, 5, generator=G(1)); x[:, 0] = z0.repeat_interleave(3, 0)
+    k = torch.tensor([0, 40, 70, 0]).expand(6, 4)
+    times = torch.tensor([[0., 1, 2, n] for n in (3, 4, 6, 6, 5, 3)])
+    with torch.no_grad():
+        plain = net(x, k, times, z0)
+        ready = net.prepare_way(x[:, -1], times[:, -1].long(), None, net.prepare_now(z0, z0))
+        quick = net(x, k, times, ready)
+    assert torch.allclose(plain.x0[:, 1:3], quick.x0[:, 1:3], atol=1e-4)
+    for name in quick.heads: assert torch.allclose(plain.heads[name][:, 1:3], quick.heads[name][:, 1:3], atol=1e-4)
+    assert (quick.x0[:, 0] == x[:, 0]).all() and (quick.x0[:, 3] == x[:, 3]).all()
+
+
+def test_one_row_alone_is_the_row_of_many(parts):
+    _, world, net, *_ = parts
+    x, k = torch.randn(5, 2, 8, 5, 5, generator=G()), torch.full((5, 2), 30)
+    times = torch.tensor([[0., n] for n in (1, 5, 2, 6, 3)])
+    many = net(x, k, times, x[:, 0])
+    for i in range(5):
+        one = net(x[i:i + 1], k[i:i + 1], times[i:i + 1], x[i:i + 1, 0])
+        assert torch.allclose(one.x0, many.x0[i:i + 1], atol=1e-4)
+
+
+def test_equal_gaps_are_the_gaps_of_every_row(parts):
+    net = parts[2]
+    x, k = torch.randn(3, 3, 8, 5, 5, generator=G()), torch.full((3, 3), 50)
+    times = torch.tensor([0., 2, 5]).expand(3, 3)
+    a, b = net(x, k, times, x[:, 0]), net(x, k, times, x[:, 0], (2, 3))
+    assert torch.allclose(a.x0, b.x0, atol=1e-5)
+
+
+def test_what_is_n_steps_away_hears_of_nothing_farther_than_its_own_reading_and_n_cells():
+    "A change far off must not be felt early, but for what all cells compete for."
+    config = FieldConfig(kinds=3, longest=8, width=8)
+    net = FieldDenoiser(config, torch.randn(3, 8, generator=G())).double().eval()
+    with torch.no_grad():
+        field, fine = torch.randn(1, 8, 1, 31, generator=G(1)).double(), torch.zeros(1, 16, 1, 31).double()
+        for age in net.age: age.norm = torch.nn.Identity()   # its mean is over the whole picture
+        other = field.clone(); other[..., 0] += 5
+        for n in (1, 4):
+            a, b = net.later(0, field, fine, n), net.later(0, other, fine, n)
+            moved = (a != b).any(0).any(0).any(0)
+            assert moved.nonzero().max() == n
+
+
+def test_evidence_is_bayes_rule(parts):
+    net = parts[2]
+    x, k = torch.randn(1, 1, 8, 2, 2, generator=G()), torch.tensor([[60]])
+    a = net.schedule.alpha_bar[60]
+    log = torch.stack([-(x[0, 0].movedim(0, -1) - a.sqrt() * c).pow(2).sum(-1) / (2 * (1 - a)) for c in net.codes])
+    assert torch.allclose(net.evidence(x, k)[0, 0], log.log_softmax(0).clamp(min=-20), atol=1e-4)
+
+
+def test_offsets_rise_from_now_to_no_farther_than_they_may():
+    for seed in range(200):
+        tokens, far = 2 + seed % 5, 3 + seed % 40
+        tokens = min(tokens, far + 1)
+        o = field_offsets(tokens, far, G(seed))
+        assert o[0] == 0 and len(o) == tokens and all(b > a for a, b in zip(o, o[1:])) and o[-1] <= max(far, tokens - 1)
+
+
+def test_first_passages_are_those_of_the_record(parts):
+    data, world, _, _, batches = parts
+    pick = torch.arange(0, len(data.action), 7)
+    b = batches.window((0, 1, 4), pick)
+    for row, at in enumerate(pick.tolist()):
+        e = int(np.searchsorted(np.cumsum(data.length), at, side='right')); s = at - data.action_start[e]
+        walk = data[e].observation
+        for column, off in ((1, 1), (2, 4)):
+            shown = walk[min(s + off, len(walk) - 1)]
+            first = next(t for t in range(1, off + 1) if (walk[min(s + t, len(walk) - 1)] == shown).all())
+            assert b['first'][row, column] == first
+
+
+def test_training_learns_and_a_bigger_picture_is_read(parts):
+    data, world, *_ = parts
+    agent = train_planner(data, steps=60, world=world, longest=6, width=16, device='cpu', progress=False)
+    h = [r['denoise'] for r in agent.history]
+    assert np.mean(h[-10:]) < 0.5 * np.mean(h[:5]) and agent.card['denoiser'] == 'field'
+    big = np.tile(data.observation[:2], (1, 2, 2, 1))
+    assert agent.begin([0, 1]).act_batch(big).shape == (2,)
+
+
+def test_an_agent_of_maps_is_saved_and_loaded_whole(parts, tmp_path):
+    data, world, net, *_ = parts
+    agent = Agent(FarFuturePlanner(world, net, PlanConfig(horizon=6, tokens=1, near=1, votes=2, when='soonest', candidates=2)), {})
+    save_agent(tmp_path / 'a.safetensors', agent)
+    again = load_agent(tmp_path / 'a.safetensors', 'cpu')
+    obs = data.observation[:3]
+    assert again.card['denoiser'] == 'field'
+    save_agent(tmp_path / 'b.safetensors', again)
+    twice = load_agent(tmp_path / 'b.safetensors', 'cpu')
+    assert (again.begin([1, 2, 3]).act_batch(obs) == twice.begin([1, 2, 3]).act_batch(obs)).all()
+
+
+def test_what_maps_are_not_trained_for_is_refused_before_training():
+    data = walkers(6)
+    data.reward[:] = np.random.default_rng(0).random(len(data.reward))
+    with pytest.raises(ValueError, match='end well'): train_planner(data, steps=2, longest=6, device='cpu', progress=False)
+    world = make_symbol_world(walkers(6))
+    with pytest.raises(ValueError, match='grids'): world.read(np.zeros((5, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match='image'): world.read(dict(picture=np.zeros((5, 5, 2))))
+
+
+def test_steps_said_is_smooth_and_never_explodes():
+    v = torch.linspace(-3, 40, 500, requires_grad=True)
+    s = steps_said(v); s.sum().backward()
+    assert (s.diff() > 0).all() and v.grad.max() <= np.exp(4) + 1e-3
