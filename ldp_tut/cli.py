@@ -59,8 +59,9 @@ class Train(Asked, Generic[Options]):
     # learn from these and play nothing: a folder of .npz episodes, a trajectory store, or
     # minari:ID
     data: str | None = None
-    # exact: of rooms in which one thing moves; auto: exact where MiniGrid is played
-    denoiser: Literal['auto', 'exact', 'transformer'] = 'auto'
+    # exact: of rooms in which one thing moves; field: of grids of symbols; transformer: of
+    # vectors and pictures; auto: exact where MiniGrid is played, else what fits the data
+    denoiser: Literal['auto', 'exact', 'field', 'transformer'] = 'auto'
     # folder for data, resumable runs and agent.safetensors; default runs/fourrooms for
     # the exact denoiser, runs/NAME for others
     out: str | None = None
@@ -78,8 +79,9 @@ class AnyRecipe:
     minutes: float | None = None # or as many steps as take this long here
     radius: float | None = None  # how near to its goal is there; default as in the data
     longest: int | None = None   # steps to the farthest token; default from the data
-    world_steps: int = 6000      # optimiser steps of the world
-    width: int = 128             # of the denoiser
+    # optimiser steps of the world; default 6000, of symbols 1200
+    world_steps: int | None = None
+    width: int | None = None     # of the denoiser; default 128 for vectors, 48 for maps
     depth: int = 5               # its layers
 
 # %% ../nbs/18_command_line.ipynb #7ca02ad7
@@ -317,7 +319,8 @@ def train_exact(a) -> dict:
 # %% ../nbs/18_command_line.ipynb #1e95b984
 def data_for(a, out) -> tuple:
     "The data a recipe speaks of, read or played, and the id of their environment, if anybody says."
-    from ldp_tut.data import collect
+    from ldp_tut.data import as_frames, collect
+    from ldp_tut.records import Episodes
     from ldp_tut.store import TrajectoryStore, load_data
     r = a.recipe
     if a.data:
@@ -331,6 +334,7 @@ def data_for(a, out) -> tuple:
     store = TrajectoryStore(out / 'data')
     if not store.shards():
         played = collect(a.env, about['policy'], r.episodes, a.seed, not a.json, r.walk, steps=steps)
+        if isinstance(played, Episodes): played = as_frames(played)
         store.append(played, about)
     _check_same_data(out / 'data', store.cards()[0], about)
     return load_data(str(out / 'data'))
@@ -348,7 +352,7 @@ def train_any(a) -> dict:
     from ldp_tut.train import pick_device
     from ldp_tut.worlds import Spaces, check_environment
     r, device = a.recipe, str(pick_device(a.device))
-    if not a.data and (a.env or '').startswith('MiniGrid-'):
+    if not a.data and a.denoiser == 'transformer' and (a.env or '').startswith('MiniGrid-'):
         raise ValueError('the transformer reads vectors and pictures, not grids of symbols: leave out --denoiser')
     if not (a.data or a.env): raise ValueError('this denoiser needs a world: give --env or --data')
     out = Path(a.out or f'runs/{a.env or Path(a.data.rstrip("/")).name.replace("minari:", "")}')
@@ -356,10 +360,14 @@ def train_any(a) -> dict:
     PlannerRecipe(**learning), check_count(r.steps, 'steps')  # before anything is played
     _writable(out)
     data, env_id = data_for(a, out)
-    if env_id: check_environment(make_any(env_id), Spaces.of(data))
+    spaces = Spaces.of(data)
+    if env_id: check_environment(make_any(env_id), spaces)
+    fits = 'field' if spaces.view == 'symbols' else 'transformer'
+    if a.denoiser not in ('auto', fits):
+        raise ValueError(f'these data are {spaces.view}: choose --denoiser {fits}, or leave it out')
     agent = train_planner(data, r.steps, r.minutes, out=out, seed=a.seed, device=a.device,
                           progress=not a.json, **learning)
-    command = _command(r, env=a.env, data=a.data, seed=a.seed)
+    command = _command(r, env=a.env, data=a.data, seed=a.seed, denoiser=fits if a.denoiser == 'field' else None)
     agent.card |= dict(env_id=env_id, command=command, commit=_commit(), device=device)
     path = save_agent(out / 'agent.safetensors', agent)
     return dict(checkpoint=str(path), env=env_id, planner_loss=_last_loss(agent.history),
@@ -403,7 +411,8 @@ def measure_any(a, path, card) -> tuple:
         raise ValueError(f'{a.checkpoint} comes from data that name no environment: say where to play with --env')
     env = make_any(env_id)
     check_environment(env, agent.planner.world.spaces)
-    if a.most is None and getattr(env.spec, 'max_episode_steps', None) is None:
+    own = getattr(env.unwrapped, 'max_steps', None)  # some keep their clock themselves
+    if a.most is None and getattr(env.spec, 'max_episode_steps', None) is None and own is None:
         raise ValueError(f'{env_id} has no limit of steps: give one with --most')
     env.close()
     r = play(agent, env_id, a.episodes, a.seed, a.most, progress=not a.json, whole=True)
