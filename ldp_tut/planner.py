@@ -244,7 +244,8 @@ def earliest_arrival(planner, z0, scene, far: Far) -> Destination:
     n = (planner.config.haste * steps.amin(1)).round().long().clamp(1, planner.denoiser.longest)
     return Destination.of(far, steps.argmin(1), n, steps)
 
-WHEN = dict(passage=first_passage, soonest=soonest, arrival=earliest_arrival, believable=earliest_believable, farthest=as_far_as_possible)
+WHEN = dict(passage=first_passage, soonest=soonest, arrival=earliest_arrival, believable=earliest_believable,
+            farthest=as_far_as_possible)
 
 # %% ../nbs/13_planner.ipynb #bb85f55e
 @torch.no_grad()
