@@ -173,3 +173,21 @@ def test_steps_said_is_smooth_and_never_explodes():
     v = torch.linspace(-3, 40, 500, requires_grad=True)
     s = steps_said(v); s.sum().backward()
     assert (s.diff() > 0).all() and v.grad.max() <= np.exp(4) + 1e-3
+
+
+def test_a_plan_depends_on_its_own_seed_alone_and_arrival_asks_the_denoiser(parts):
+    data, world, net, *_ = parts
+    planner = FarFuturePlanner(world, net, PlanConfig(horizon=6, tokens=1, near=1, when='arrival', slack=3., candidates=2, eta=1.))
+    obs = data.observation[[0, 3, 5]]
+    many = planner.plan(obs, [7, 8, 9])
+    one = planner.plan(obs[1:2], [8])
+    assert torch.allclose(many.z[1], one.z[0], atol=1e-4) and many.times[1].tolist() == one.times[0].tolist()
+    log = net.arrivals(world.encode(world.read(obs)), many.z[:, -1:], net.prepare_now(*[world.encode(world.read(obs))] * 2))
+    assert log.shape == (3, 1, 6) and (log <= 1e-4).all()
+    first = (log >= log.amax(2, keepdim=True) - 3).int().argmax(2) + 1
+    assert many.times[:, -1].tolist() == first[:, 0].clamp(1).tolist()
+
+
+def test_arrival_is_refused_where_the_denoiser_cannot_say(parts):
+    class Mute: schedule, longest = parts[2].schedule, 6
+    with pytest.raises(ValueError, match='arrivals'): FarFuturePlanner(parts[1], Mute(), PlanConfig(when='arrival'))

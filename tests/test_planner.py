@@ -88,7 +88,7 @@ def test_a_world_made_up_here_is_planned_in(rail):
     assert rail.act(plan, np.array([[0., 0.8], [0.5, -0.6]]), 0).argmax(1).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize('when', sorted(WHEN))
+@pytest.mark.parametrize('when', sorted(set(WHEN) - {'arrival'}))  # that one asks a denoiser of maps: tests/test_field.py
 def test_a_plan_depends_on_its_own_seed_alone(rail, when):
     planner = FarFuturePlanner(rail.world, rail.denoiser, PlanConfig(horizons=6, tokens=3, when=when))
     obs = np.array([[0., 0.8], [0.5, -0.6], [-.2, .1]])
@@ -389,7 +389,7 @@ def parts():
     return VectorWorld(spaces), VectorDenoiser(DenoiserConfig(3, 2, 4, longest=30, width=32, depth=1))
 
 
-@pytest.mark.parametrize('when', sorted(WHEN))
+@pytest.mark.parametrize('when', sorted(set(WHEN) - {'arrival'}))  # that one asks a denoiser of maps: tests/test_field.py
 def test_a_whole_plan_never_reads_back_from_the_device(parts, when, boards_are_checked_elsewhere):
     with FakeTensorMode(allow_non_fake_inputs=True):
         world, net = map(faked, parts)
