@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from .board import check_between, check_count, check_positive
-from .checkpoints import CheckpointError, save_checkpoint
+from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from .envs import make_env, split_agent
-from .exact import ChainConfig, ChainDenoiser, Scene, load_denoiser
-from .planner import ORDERS, Agent, Destination, Far, FarFuturePlanner
+from .exact import ChainConfig, ChainDenoiser, Scene, find_checkpoint, load_denoiser
+from .planner import ORDERS, Agent, Destination, Far, FarFuturePlanner, load_agent
 from .planner import PlanConfig as FarFutureConfig
 from .train import pick_device
 from .worlds import Seen
@@ -366,12 +366,14 @@ def load_pretrained(
     sha256: str = None,        # of the file, where `name` is an address
     progress: bool = True,     # of a download
     **overrides,               # fields of `PlanConfig` to change, e.g. scale=0
-) -> ChainAgent:
+) -> Agent:                    # a `ChainAgent`, where the denoiser is the exact one
     """An agent ready to act. What is not in the package is downloaded once and kept.
 
     Raises `CheckpointError` for a file that is missing, damaged or of another kind, `DownloadError` for one that
     cannot be had, `ValueError` for planning options that are unknown or do not go together."""
-    model, card = load_denoiser(name, sha256, progress)
+    path = find_checkpoint(name, sha256, progress)
+    if load_checkpoint(path)[1].get('kind') == 'agent': return load_agent(path, device, **overrides)
+    model, card = load_denoiser(path)
     try: planning = PlanConfig(**card['plan'])
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f'{name} has a configuration that this version of ldp_tut cannot read '

@@ -568,6 +568,9 @@ def run_bench(a) -> dict:
     Plans alone are the first in a room, and later ones; in batches they are first ones."""
     import torch
     from ldp_tut.data import Windows
+    if is_generic(read_card(a)[1]):
+        raise ValueError(f'bench times rooms, and {a.checkpoint} is not a far-future planner with the exact denoiser: '
+                         'choose one; `ldp-tut plan` says how long a step takes elsewhere')
     agent = _load(a)
     planner, device = agent.planner, agent.planner.device
     episodes, report = _bench_worlds(agent.env_id, a.seed)

@@ -60,17 +60,19 @@ class PlanConfig:
     when: str = 'passage'      # how the horizon is chosen: one of `WHEN`
     haste: float = 1.          # share of the first passage that is planned for; below 1 where data linger
     slack: float = 0.15        # how much less plausible a far token may be than the most plausible one
+    worth: float = 0.5         # least share of the best far token's reward that one must pay to be considered
     replan: int = 1            # steps executed before planning again
     trust: float = 2.          # a far token with this reward is remembered by the agent; above 1: none is
+    patience: float = 0.       # share of the steps without progress by which the next horizon is longer
 
     def __post_init__(self):
         for name in ('horizons', 'candidates', 'far_iterations', 'iterations', 'tokens', 'stride', 'near', 'votes',
                      'replan'):
             check_count(getattr(self, name), name)
         check_count(self.horizon, 'horizon', 0), check_finite(self.scale, 'scale')
-        for name in ('eta', 'far_eta'): check_between(getattr(self, name), name, 0, 1)
+        for name in ('eta', 'far_eta', 'worth'): check_between(getattr(self, name), name, 0, 1)
         for name in ('limit', 'haste'): check_positive(getattr(self, name), name)
-        for name in ('slack', 'trust'):
+        for name in ('slack', 'trust', 'patience'):
             value = check_finite(getattr(self, name), name)
             if value < 0: raise ValueError(f'{name} must be 0 or more, got {value}')
         if self.near > self.tokens:
@@ -197,13 +199,14 @@ def oddness(planner, x, times, scene, seed: int = 0, level: float = 0.5, draws: 
 
 # %% ../nbs/13_planner.ipynb #889c88f4
 def paying(planner, z0, scene, far: Far) -> torch.Tensor:
-    "Which far tokens pay at least half as much as the best one: bool [B, N]."
-    return far.reward >= 0.5 * far.reward.amax(1, keepdim=True)
+    "Which far tokens pay nearly as much as the best one, at least a share `worth` of it: bool [B, N]."
+    return far.reward >= planner.config.worth * far.reward.amax(1, keepdim=True)
 
 def believable(planner, z0, scene, far: Far) -> torch.Tensor:
     """Which far tokens are worth a plan: bool [B, N].
 
-    They pay at least half as much as the best one, and are almost as plausible as the most plausible of those."""
+    They pay almost as much as the best one (`worth`), and are almost as plausible as the most plausible of those
+    (`slack`)."""
     x = torch.stack([z0.repeat_interleave(far.n.shape[1], 0), far.z.flatten(0, 1)], 1)
     times = torch.stack([torch.zeros_like(far.n), far.n], 2).flatten(0, 1).float()
     pays = paying(planner, z0, scene, far)
@@ -346,6 +349,7 @@ class FarFuturePlanner:
         obs,                         # what the environment gave, one or a batch
         seeds,                       # B integers: the noise of a plan depends on its own seed alone
         known: torch.Tensor = None,  # [B, *latent]: far tokens from earlier plans; NaN where there is none
+        delay: torch.Tensor = None,  # [B]: steps by which earlier plans came late, added to the horizon
         film: list = None,           # gets a `Frame` for every sampler iteration
     ) -> Plan:
         "Raises `ValueError` for observations the world cannot read, and for another number of seeds."
@@ -355,9 +359,9 @@ class FarFuturePlanner:
             if len(seeds) != len(z0):
                 raise ValueError(f'{len(seeds)} seeds for {len(z0)} observations: give as many seeds')
             scene = self.world.scene(seen)
-        return self.plan_from(z0, scene, [int(s) for s in seeds], known, film)
+        return self.plan_from(z0, scene, [int(s) for s in seeds], known, film, delay)
 
-    def plan_from(self, z0, scene, seeds, known=None, film=None) -> Plan:
+    def plan_from(self, z0, scene, seeds, known=None, film=None, delay=None) -> Plan:
         """The same from tokens [B, *latent] and what stays [B, ...].
 
         Where nothing is known yet, and tokens need not stand at whole steps, nothing in here reads back from the
@@ -369,6 +373,8 @@ class FarFuturePlanner:
         if known is None: far = self.where(z0, ready, seeds, early)
         else: far = recall_destinations(self, z0, ready, seeds, known, early)
         with torch.no_grad(): end = self.when(self, z0, ready, far)
+        if delay is not None:
+            end = end._replace(n=(end.n + delay.to(z0).round().long()).clamp(max=self.denoiser.longest))
         many = lambda t: t.repeat_interleave(V, 0)
         times, z, at = settle_way(self, many(z0), many(end.z), many(end.n), ready, self.way_seeds(seeds), late)
         first, agreed = (z0.new_zeros(B, 0), torch.zeros_like(i)) if V == 1 else vote(self, times, z, scene)
@@ -447,7 +453,7 @@ class Agent:
     def reset(self, seed: int = 0) -> 'Agent':
         "Forget the last plan. The same seed gives the same actions for the same observations."
         self.seeds, self.seed, self.step, self.plan, self.since = None, int(seed), 0, None, 0
-        self.plans_made = 0
+        self.delay, self.left, self.plans_made = None, None, 0
         return self
 
     def begin(self, seeds) -> 'Agent':
@@ -466,8 +472,10 @@ class Agent:
         "Actions for a batch, int64 [B] or float32 [B, A]."
         if self.seeds is None: self.begin(range(self.seed, self.seed + len(self.planner.world.read(obs).state)))
         if self.plan is None or self.since >= self.config.replan:
-            known = self.remembered()
-            self.plan = self.planner.plan(obs, self.plan_seeds(), **({} if known is None else dict(known=known)))
+            told = dict(known=self.remembered(), delay=self.delay)
+            told = {name: t for name, t in told.items() if t is not None}
+            self.plan = self.planner.plan(obs, self.plan_seeds(), **told)
+            if self.planner.config.patience: self.note_delay()
             self.since, self.plans_made = 0, self.plans_made + 1
         out = self.planner.act(self.plan, obs, self.since)
         self.since += 1; self.step += 1
@@ -482,7 +490,27 @@ class Agent:
         if self.plan is None or self.config.trust > 1: return None
         far = self.plan.z[torch.arange(len(self.plan.at), device=self.plan.at.device), self.plan.at]
         believed = self.plan.reward >= self.config.trust
+        if self.planner.config.patience: believed &= ~self.disappointed()
         return torch.where(believed.view(-1, *[1] * (far.ndim - 1)), far, torch.nan)
+
+    def disappointed(self) -> torch.Tensor:
+        "Who is as good as at the far token, and the reward head sees no reward there: bool [B]."
+        p, i = self.plan, torch.arange(len(self.plan.at), device=self.plan.at.device)
+        here = expected_reward(self.planner, p.z[:, :1], p.times[:, :1], p.scene)
+        return (p.times[i, p.at] <= max(1, self.config.replan // 2)) & (here < self.config.trust)
+
+    def note_delay(self):
+        """How late one is, in steps [B]; the next horizon is longer by so many.
+
+        Whoever stands before a wall that the horizon knows nothing of waits for ever. Here the horizon grows, until a
+        plan has the time to go around it; and shrinks again by a fifth with every plan that is on time."""
+        i = torch.arange(len(self.plan.at), device=self.plan.at.device)
+        delay = self.plan.reward.new_zeros(len(i)) if self.delay is None else self.delay
+        left = self.plan.times[i, self.plan.at] - delay
+        if self.left is not None:
+            behind = (left > self.left - 0.5 * self.since) & (left > 0.5 * self.since)
+            delay = torch.where(behind, delay + self.planner.config.patience * self.since, 0.8 * delay)
+        self.delay, self.left = delay, left
 
     def restart(self,
         ended,  # bool [B], in the order of the last `act_batch`
@@ -493,13 +521,17 @@ class Agent:
         ended = torch.as_tensor(np.asarray(ended)).bool()
         if self.plan is None or not ended.any(): return
         reward = self.plan.reward
-        self.plan = self.plan._replace(reward=torch.where(ended.to(reward.device), 0., reward))
+        ended = ended.to(reward.device)
+        self.plan = self.plan._replace(reward=torch.where(ended, 0., reward))
+        if self.delay is not None: self.delay = torch.where(ended, 0., self.delay)
+        if self.left is not None: self.left = torch.where(ended, torch.inf, self.left)
         self.since = self.config.replan
 
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
         self.seeds = [self.seeds[r] for r in rows]
         if self.plan is not None: self.plan = self.plan.of_rows(list(rows))
+        if self.delay is not None: self.delay, self.left = self.delay[list(rows)], self.left[list(rows)]
 
 # %% ../nbs/13_planner.ipynb #d6a004b7
 WORLDS = dict(vector=VectorWorld, pixels=PixelWorld, symbols=SymbolWorld)

@@ -53,6 +53,17 @@ def test_plan_prints_its_keys_and_writes_a_film(tmp_path, capsys):
     assert (tmp_path / 'again.gif').read_bytes() == (tmp_path / 'plan.gif').read_bytes()
 
 
+@pytest.mark.parametrize('maze', ['medium', 'large'])
+def test_a_shipped_planner_of_mazes_is_planned_with_by_its_name(maze, capsys):
+    pytest.importorskip('gymnasium_robotics')
+    assert main(f'plan --checkpoint pointmaze-{maze} --episodes 2 --most 20 --json'.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report)[:len(KEYS_ANYWHERE)] == list(KEYS_ANYWHERE) and report['denoiser'] == 'transformer'
+    assert report['env'].lower() == f'pointmaze_{maze}-v3' and report['data_return'] > 0 and report['predicted_reward'] > 0.5
+    fails(capsys, f'bench --checkpoint pointmaze-{maze}', 'exact denoiser')
+    fails(capsys, f'plan --checkpoint pointmaze-{maze} --env CartPole-v1', 'goals of 2 numbers')
+
+
 @pytest.mark.parametrize('checkpoint', ['simplecrossing-n1', 'fourrooms-rgb'])
 def test_bench_times_what_the_checkpoint_reads(checkpoint, capsys, monkeypatch):
     from ldp_tut.chain_planner import ChainPlanner
@@ -152,15 +163,21 @@ def test_a_folder_is_gone_on_with_by_the_same_recipe_alone(tmp_path, capsys):
 
 
 def test_the_commands_on_shipped_cards_are_still_understood():
-    "Each, read as a command line, asks for the recipe on its card, and for the exact denoiser."
+    "Each, read as a command line, asks for the recipe on its card, and for its denoiser."
     from pathlib import Path
     from ldp_tut import cli
     cards = sorted(Path(cli.__file__).parent.glob('checkpoints/*.json'))
     cards = [json.loads(p.read_text()) for p in cards if p.with_suffix('.safetensors').exists()]
-    assert len(cards) >= 2
+    assert len(cards) >= 2 and {c['kind'] for c in cards} == {'agent', 'far-future planner'}
     for card in cards:
         asked = cli.read_command(card['command'].split()[1:])
-        assert cli.is_exact(asked)
+        assert cli.is_exact(asked) == (card['kind'] != 'agent')
+        if card['kind'] == 'agent':
+            names = ('radius', 'world_steps', 'width', 'depth', 'steps')
+            assert {n: getattr(asked.recipe, n) for n in names} == {n: card['recipe'][n] for n in names}
+            assert (asked.env, asked.seed, asked.recipe.data_steps) == (card['env_id'], card['seed'], card['data']['steps'])
+            assert cli.usual_policy(asked.env) == card['data']['policy']
+            continue
         mine = vars(cli.exact_recipe(asked))
         given = {n: v for n, v in card['recipe'].items() if n != 'precision'}  # on a card it says what 'auto' came to
         assert {n: mine[n] for n in given} == given

@@ -18,7 +18,7 @@ from ldp_tut.field import FieldConfig, FieldDenoiser, SymbolWorld
 from ldp_tut.forcing import Prediction
 from ldp_tut.planner import (
     ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
-    between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
+    believable, between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
 from ldp_tut.checkpoints import CheckpointError
 from ldp_tut.worlds import Seen, Spaces, VectorWorld, World, fit_world
 
@@ -178,6 +178,43 @@ def test_an_agent_remembers_where_it_wanted_to_be(rail):
     for _ in range(2): forgetful.act_batch(PLACES[:1])
     assert tried == [3, 1, 1, 1]
     with pytest.raises(ValueError, match='remembers where and not when'): PlanConfig(trust=0.9, when='believable')
+
+
+def test_patience_lengthens_the_horizon_of_whoever_gets_no_nearer(rail):
+    "One stands still, one is moved on; the horizon of the first grows with every plan, and a new episode begins on time."
+    agent = Agent(variant(rail, patience=1., tokens=3, near=2, replan=2)).begin([1, 2])
+    stands, moves = torch.tensor([[-.5, .9]]), torch.tensor([[-.5, .9]])
+    delays = []
+    for step in range(10):
+        agent.act_batch(torch.cat([stands, moves]))
+        if agent.since == 1: delays.append(agent.delay.tolist())
+        moves = moves + torch.tensor([[.1, 0.]])
+    first, second = (list(d) for d in zip(*delays))
+    assert first == sorted(first) and first[0] == 0 and first[-1] >= 3 * 2 and second[-1] < first[-1]
+    n = agent.plan.times[range(2), agent.plan.at]
+    assert n[0] > n[1] and (n <= rail.denoiser.longest).all()
+    agent.keep([0]); assert agent.delay.tolist() == first[-1:]
+    agent.restart([True]); agent.act_batch(stands); assert agent.delay.tolist() == [0.]
+    steady = Agent(variant(rail)).begin([1]); steady.act_batch(PLACES[:1]); assert steady.delay is None
+
+
+def test_what_disappoints_is_not_remembered(rail):
+    "At the far token, and the reward head sees no reward there: with patience it is sought anew."
+    agent = Agent(variant(rail, trust=0.5, patience=1.)).begin([1])
+    at = torch.tensor([[.5, .5]])
+    agent.act_batch(at); far = agent.plan.z[:, -1]
+    assert not agent.remembered().isnan().any(), 'it stands where the head sees reward'
+    agent.plan = agent.plan._replace(scene=agent.plan.scene - 1)
+    assert agent.remembered().isnan().all() and far.shape == (1, 1)
+
+
+def test_worth_narrows_what_is_believable(rail):
+    z0, scene = (f(rail.world.read(PLACES)) for f in (rail.world.encode, rail.world.scene))
+    far = rail.where(z0, scene, [5, 6, 7])
+    some = {w: believable(variant(rail, worth=w, slack=100.), z0, scene, far) for w in (0., .9, 1.)}
+    assert some[0.].all() and (some[.9] <= some[0.]).all() and (some[1.].sum(1) >= 1).all()
+    assert (far.reward[some[.9]] >= 0.9 * far.reward.amax(1, keepdim=True).expand_as(far.reward)[some[.9]]).all()
+    with pytest.raises(ValueError, match='worth'): PlanConfig(worth=1.5)
 
 
 def test_when_can_be_brought_along(rail):
@@ -439,3 +476,38 @@ def test_the_fake_device_catches_faults(parts, fault, boards_are_checked_elsewhe
         planner = FarFuturePlanner(world, net, PlanConfig(horizons=2, candidates=1))
         with pytest.raises((DataDependentOutputException, RuntimeError), match='_local_scalar_dense|device'):
             planner.plan_from(torch.empty(2, 3, device=DEVICE), torch.empty(2, 2, device=DEVICE), [0, 1])
+
+
+@pytest.fixture(scope='module', params=['medium', 'large'])
+def maze(request):
+    pytest.importorskip('gymnasium_robotics')
+    return request.param
+
+
+def test_the_shipped_maze_planners_want_to_be_at_the_goal(maze):
+    from ldp_tut.chain_planner import load_pretrained
+    from ldp_tut.data import make_any
+    agent = load_pretrained(f'pointmaze-{maze}', 'cpu')
+    env = make_any(agent.card['env_id'])
+    obs = [env.reset(seed=1_500_000 + i)[0] for i in range(6)]
+    obs = {n: np.stack([o[n] for o in obs]) for n in obs[0]}
+    plan = agent.planner.plan(obs, range(6))
+    off = np.linalg.norm(agent.planner.world.decode(plan.z[:, -1])[:, :2].numpy() - obs['desired_goal'], axis=1)
+    aimless = load_pretrained(f'pointmaze-{maze}', 'cpu', scale=0.).planner.plan(obs, range(6))
+    assert (off <= 0.5).sum() >= 5 and plan.reward.mean() > 0.8 > aimless.reward.mean() + 0.2
+    env.close()
+
+
+def test_the_rows_of_the_maze_table_can_be_had_again(maze):
+    "The three shortest walks of the first sixteen, and the card's claim is one that can be checked."
+    import csv
+    from ldp_tut.book import asset
+    from ldp_tut.chain_planner import load_pretrained
+    agent = load_pretrained(f'pointmaze-{maze}', 'cpu')
+    with open(asset('planner_mazes.csv')) as f: rows = [r for r in csv.DictReader(f) if (r['maze'], r['method']) == (maze, 'planner')]
+    assert [int(r['seed']) for r in rows] == list(range(1_000_000, 1_000_256))
+    for r in sorted((r for r in rows[:16] if r['success'] == 'True'), key=lambda r: int(r['steps']))[:3]:
+        again = play(agent, agent.card['env_id'], 1, int(r['seed']), progress=False)['rows'][0]
+        assert again['success'] and abs(again['steps'] - int(r['steps'])) <= 0.1 * int(r['steps']), 'other kernels may round otherwise'
+    own = agent.card['metrics']
+    assert own['episodes'] >= 16 and own['env'] == agent.card['env_id'] and 0.8 < own['success'] <= 1
