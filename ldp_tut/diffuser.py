@@ -59,11 +59,12 @@ class Stages(nn.Module):
         sizes: list,           # channels of each stage, the finest first
         embedding: int,        # numbers that say which level it is
         norm: bool = True,     # group normalisation in every block
+        block=ResidualBlock,   # what it is made of: (i, o, embedding, norm=norm)
     ):
         super().__init__()
         def two(i, o):
-            return nn.ModuleList([ResidualBlock(i, o, embedding, norm=norm),
-                                  ResidualBlock(o, o, embedding, norm=norm)])
+            return nn.ModuleList([block(i, o, embedding, norm=norm),
+                                  block(o, o, embedding, norm=norm)])
         fine, coarse = sizes[-2::-1], sizes[:0:-1]
         self.down = nn.ModuleList(two(i, o) for i, o in zip([channels, *sizes], sizes))
         self.shrink = nn.ModuleList(nn.Conv1d(o, o, 3, 2, 1) for o in sizes[:-1])
