@@ -86,7 +86,7 @@ def tilted_mixture(
     return GaussianMixture(weights.clamp(min=1e-12), new.view(-1, mixture.H, mixture.D),
                            S, mixture.schedule)
 
-# %% ../nbs/10b_latent_diffuser.ipynb #458bf7cd
+# %% ../nbs/10b_latent_diffuser.ipynb #33ebf404
 def energy_labels(
     value: torch.Tensor,  # [B, M]: J of M candidates for each state
     beta,                 # a number, or a tensor [B]
@@ -97,7 +97,7 @@ def energy_labels(
     return (beta * check_candidates(value)).softmax(1)
 
 def contrastive_loss(
-    energy: Callable,              # (z, k, context) -> [B]
+    energy: Callable,              # (z, k, beta, context) -> [B]
     schedule: NoiseSchedule,
     z: torch.Tensor,               # [B, M, L, D]: clean candidates from mu(z | s)
     value: torch.Tensor,           # [B, M]
@@ -113,57 +113,65 @@ def contrastive_loss(
     k = torch.randint(1, schedule.K + 1, (B, 1, 1), **on).expand(z.shape[:3])
     noisy = add_noise(schedule, z, k, torch.randn(z.shape, **on))
     if context is not None: context = context.repeat_interleave(M, 0)
-    f = energy(noisy.flatten(0, 1), k.flatten(0, 1), context).view(B, M)
+    beta = torch.as_tensor(beta, dtype=z.dtype).expand(B).repeat_interleave(M)
+    f = energy(noisy.flatten(0, 1), k.flatten(0, 1), beta, context).view(B, M)
     return -(labels * f.log_softmax(1)).sum(1).mean()
 
-# %% ../nbs/10b_latent_diffuser.ipynb #08b307e0
+# %% ../nbs/10b_latent_diffuser.ipynb #552e45d9
 class Energy(nn.Module):
-    """f(z^k, k | context), one number per sample: how good what z^k may become is.
+    """f(z^k, k, beta | context), one number per sample: what z^k may become is worth.
 
-    A multi-layer perceptron (MLP) on all tokens at once, smooth, so that its gradient
-    is one."""
+    A smooth perceptron of sqrt(alpha_bar) z^k, times beta. What nearly pure noise tells
+    of z shrinks with the signal in it, and f with beta; so do these gradients, whatever
+    the weights."""
     def __init__(self,
         size: int,         # numbers in a sample, all its tokens together
-        context: int = 0,  # numbers that are known: the state, beta
-        K: int = 100,      # trained levels
+        context: int = 0,  # numbers that are known, such as the state
+        schedule: NoiseSchedule = None,  # default cosine, of 100 levels
         width: int = 128,
     ):
         super().__init__()
-        self.size, self.context, self.K = check_count(size, 'size'), context, K
+        check_count(size, 'size')
+        self.schedule = schedule or cosine_schedule(100)
         self.net = nn.Sequential(
-            nn.Linear(size + context + 32, width), nn.SiLU(),
+            nn.Linear(size + context + 33, width), nn.SiLU(),
             nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, 1))
 
     def forward(self,
         z: torch.Tensor,               # [B, L, D] at level k
         k: torch.Tensor,               # int64 [B, L]: one level in a sample
+        beta: torch.Tensor,            # [B]
         context: torch.Tensor = None,  # [B, context]
     ) -> torch.Tensor:                 # [B]
-        level = fourier(k[:, 0].float() / self.K, 32, 2., 0.05)
+        level = fourier(k[:, 0].float() / self.schedule.K, 32, 2., 0.05)
+        signal = self.schedule.at(k, z).sqrt() * z
         known = [] if context is None else [context]
-        return self.net(torch.cat([z.flatten(1), level, *known], 1))[:, 0]
+        known = [signal.flatten(1), level, (1 + beta).log()[:, None], *known]
+        return beta * self.net(torch.cat(known, 1))[:, 0]
 
 class EnergyGuide(ClassifierGuide):
     "The gradient of an intermediate energy, as `sample` wants it (@eq-split)."
     def __init__(self,
-        energy: Callable,              # (z, k, context) -> [B]
+        energy: Callable,              # (z, k, beta, context) -> [B]
+        beta: float,
         context: torch.Tensor = None,  # [B, context]
         scale: float = 1.,             # 1 is exact where the energy is
     ):
-        self.energy, self.context = energy, context
+        self.energy, self.beta, self.context = energy, check_beta(beta), context
         super().__init__(self._value, scale)
 
-    def _value(self, z, k, times, prediction): return self.energy(z, k, self.context)
+    def _value(self, z, k, times, prediction):
+        return self.energy(z, k, z.new_full((len(z),), self.beta), self.context)
 
-# %% ../nbs/10b_latent_diffuser.ipynb #c932bf32
+# %% ../nbs/10b_latent_diffuser.ipynb #08a4d39b
 @dataclass(frozen=True)
 class LatentConfig:
     "What a `LatentDiffuser` is made of; saved in its checkpoint."
     state_dim: int
     action_dim: int
-    stride: int = 4           # env steps in a token
-    tokens: int = 16          # T, tokens in a trajectory
+    stride: int = 8           # env steps in a token
+    tokens: int = 8           # T, tokens in a trajectory
     latents: int = 4          # L, latent actions in a trajectory
     latent_dim: int = 4       # D, numbers in each
     width: int = 64
@@ -308,7 +316,7 @@ class TrajectoryVAE(nn.Module):
                     to_go=error(read.to_go(h)[..., 0], token[..., -1]),
                     kl=c.kl * c.latents * c.latent_dim * kl)
 
-# %% ../nbs/10b_latent_diffuser.ipynb #dd524970
+# %% ../nbs/10b_latent_diffuser.ipynb #9134933a
 class LatentDiffuser(nn.Module):
     """LatentDiffuser (Li 2024): a trajectory VAE, a prior over its latents, an
     in-support value of them, and an intermediate energy for every beta."""
@@ -321,7 +329,7 @@ class LatentDiffuser(nn.Module):
         self.value = nn.Sequential(
             nn.Linear(size + c.state_dim, 128), nn.SiLU(), nn.Linear(128, 128),
             nn.SiLU(), nn.Linear(128, 1))
-        self.energy = Energy(size, c.state_dim + 1, c.K)
+        self.energy = Energy(size, c.state_dim, self.schedule)
         def unit(n): return Normaliser(torch.zeros(n), torch.ones(n))
         self.tokens, self.latents = unit(c.numbers), unit(c.latent_dim)
         self.values = unit(1)
@@ -350,10 +358,6 @@ class LatentDiffuser(nn.Module):
         raw = self.value(torch.cat([z.flatten(1), state], 1))
         return self.values.inverse(raw)[:, 0]
 
-    def told(self, state, beta):
-        "The context of the energy: states [B, S] and beta [B]."
-        return torch.cat([state, (1 + beta).log()[:, None]], 1)
-
 # %% ../nbs/10b_latent_diffuser.ipynb #95bac054
 @torch.no_grad()
 def decode_plans(
@@ -370,16 +374,16 @@ def decode_plans(
     return dict(state=token[..., :c.state_dim], action=action,
                 reward=token[..., -2], to_go=token[..., -1])
 
-# %% ../nbs/10b_latent_diffuser.ipynb #ef49313d
+# %% ../nbs/10b_latent_diffuser.ipynb #27915a1b
 @dataclass(frozen=True)
 class LatentTraining:
     "Optimiser steps of the four stages, and what they are given."
-    vae: int = 800
-    prior: int = 800
+    vae: int = 400
+    prior: int = 400
     value: int = 800
     energy: int = 800
-    batch: int = 64            # windows, of the VAE and the prior
-    support: int = 1024        # windows with candidates
+    batch: int = 128           # windows, of the VAE and the prior
+    support: int = 512         # windows with candidates
     candidates: int = 16       # M, in each of them
     beta_support: float = 10.  # of the backup, per standard deviation of returns
     beta_most: float = 20.     # the energy is trained for every beta up to this
@@ -443,9 +447,8 @@ def train_energy(model, support, how=LatentTraining(), progress=False):
         return i, how.beta_most * torch.rand(64, generator=g) ** 2
     def loss(net, batch, g):
         i, beta = batch
-        known = model.told(support.after[i], beta)
         return contrastive_loss(net, model.schedule, support.candidates[i], value[i],
-                                beta, g, known)
+                                beta, g, support.after[i])
     return _stage(model.energy, loss, batches, how.energy, how, progress)
 
 def train_latent_diffuser(
@@ -465,16 +468,16 @@ def train_latent_diffuser(
     train_energy(model, support, how, progress)
     return model.eval()
 
-# %% ../nbs/10b_latent_diffuser.ipynb #f5e9f001
+# %% ../nbs/10b_latent_diffuser.ipynb #1784bd0f
 @torch.inference_mode(False)    # a guide needs gradients
 def draw_latents(
     model: LatentDiffuser,
     state,                    # [B, S], in the data's units
     beta: float = 0.,         # inverse temperature; 0 draws from the prior
-    iterations: int = 10,     # M, of the sampler
+    iterations: int = 20,     # of the sampler
     seeds=0,                  # one integer, or one per row
     guide: Callable = None,   # another guide than the energy, for comparison
-    eta: float = 1.,          # 0: DDIM, 1: ancestral
+    eta: float = 0.,          # 0: DDIM; 1, ancestral, needs many iterations
 ) -> torch.Tensor:            # [B, L, D]
     """Latent plans from pi*(z | s) of @eq-tilted: one walk down a full board.
 
@@ -482,9 +485,7 @@ def draw_latents(
     c = model.config
     state = model.tokens(check_states(state, c.state_dim)).detach()
     B, beta = len(state), check_beta(beta)
-    if guide is None and beta:
-        known = model.told(state, torch.full((B,), beta))
-        guide = EnergyGuide(model.energy, known)
+    if guide is None and beta: guide = EnergyGuide(model.energy, beta, state)
     noise = seeded_noise(check_seeds(seeds, B), iterations + 1, c.latents, c.latent_dim)
     noise = noise.transpose(0, 1)
     def denoise(z, k, times): return model.clean(z, k[:, 0], state).clamp(-4, 4)
@@ -492,7 +493,7 @@ def draw_latents(
     return last(sample(denoise, noise[0], board, schedule=model.schedule, guide=guide,
                        eta=eta, noise=noise[1:])).x
 
-# %% ../nbs/10b_latent_diffuser.ipynb #505808d6
+# %% ../nbs/10b_latent_diffuser.ipynb #a65d82eb
 def support_backup(
     q: torch.Tensor,  # [B, M]: values of M candidates, drawn from the behaviour
     beta: float,      # inverse temperature; 0 is their mean, large their maximum
@@ -513,7 +514,7 @@ class SupportSet:
 @torch.no_grad()
 def support_of(
     model: LatentDiffuser, segments: Segments,
-    size: int = 1024, candidates: int = 16, iterations: int = 8, seed: int = 0,
+    size: int = 512, candidates: int = 16, iterations: int = 20, seed: int = 0,
 ) -> SupportSet:
     "Draw windows, encode them, and ask the prior what can be done where they end."
     c, rows = model.config, segments.draw(size, torch.Generator().manual_seed(seed))
@@ -548,7 +549,7 @@ class Backup:
         i = torch.randint(0, len(self.target), (self.batch,), generator=generator)
         return self.support.z[i], self.support.start[i], self.target[i]
 
-# %% ../nbs/10b_latent_diffuser.ipynb #7a63b6c9
+# %% ../nbs/10b_latent_diffuser.ipynb #82c8263d
 class LatentPlanner:
     """Plans in the latent and decodes actions for the states it meets.
 
@@ -556,8 +557,8 @@ class LatentPlanner:
     def __init__(self,
         model: LatentDiffuser,
         beta: float = 4.,
-        every: int = 8,           # h, tokens executed before replanning
-        iterations: int = 10,
+        every: int = 2,           # h, tokens executed before replanning
+        iterations: int = 20,
         best_of: int = 1,         # plans drawn for each state; the best by the value
         seed: int = 0,
         guide: Callable = None,   # (model, normalised states [B, S]) -> another guide

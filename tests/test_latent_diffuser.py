@@ -69,14 +69,14 @@ def test_the_exact_energy_samples_the_tilted_density_and_the_value_of_the_guess_
 
 def test_the_gradient_of_an_energy_agrees_with_finite_differences():
     torch.manual_seed(0)
-    energy, z, k = Energy(6, context=2, K=20).double(), torch.randn(5, 2, 3).double(), torch.full((5, 2), 7)
-    context = torch.randn(5, 2).double()
+    energy, z, k = Energy(6, context=2, schedule=cosine_schedule(20)).double(), torch.randn(5, 2, 3).double(), torch.full((5, 2), 7)
+    context, beta = torch.randn(5, 2).double(), torch.full((5,), 3.).double()
     leaf = z.clone().requires_grad_()
-    gradient = EnergyGuide(energy, context, scale=2.)(leaf, k, None, None)
+    gradient = EnergyGuide(energy, 3., context, scale=2.)(leaf, k, None, None)
     for i in range(2):
         for j in range(3):
             step = torch.zeros_like(z); step[:, i, j] = 1e-5
-            with torch.no_grad(): slope = (energy(z + step, k, context) - energy(z - step, k, context)) / 2e-5
+            with torch.no_grad(): slope = (energy(z + step, k, beta, context) - energy(z - step, k, beta, context)) / 2e-5
             torch.testing.assert_close(gradient[:, i, j], 2 * slope, atol=1e-7, rtol=1e-5)
 
 
@@ -86,16 +86,16 @@ def test_the_contrast_is_lowest_at_the_exact_energy(tilt):
     wanted, beta = tilted_mixture(mixture, slope, A, 4.), 4.
     z = mixture.sample(256 * 16, torch.Generator().manual_seed(0)).view(256, 16, 1, 2)
     value = J(z.flatten(0, 1)).view(256, 16)
-    exact = lambda x, k, c: wanted.log_prob(x, k) - mixture.log_prob(x, k)
-    guess = lambda x, k, c: beta * J(mixture.denoise(x, k)).double()
-    clean = lambda x, k, c: beta * J(x).double()
+    exact = lambda x, k, *_: wanted.log_prob(x, k) - mixture.log_prob(x, k)
+    guess = lambda x, k, *_: beta * J(mixture.denoise(x, k)).double()
+    clean = lambda x, k, *_: beta * J(x).double()
     loss = [float(contrastive_loss(f, mixture.schedule, z, value, beta, torch.Generator().manual_seed(1))) for f in (exact, guess, clean)]
     assert loss[0] < min(loss[1:]) - .01, loss
 
 
 def test_candidates_of_a_state_share_a_level_and_no_noise():
     seen = {}
-    def energy(z, k, context): seen.update(z=z.view(8, 4, 2, 3), k=k.view(8, 4, 2)); return z.flatten(1).sum(1)
+    def energy(z, k, beta, context): seen.update(z=z.view(8, 4, 2, 3), k=k.view(8, 4, 2)); return z.flatten(1).sum(1)
     clean = torch.zeros(8, 4, 2, 3)
     contrastive_loss(energy, cosine_schedule(50), clean, torch.randn(8, 4), 1., torch.Generator().manual_seed(0))
     assert (seen['k'] == seen['k'][:, :1, :1]).all() and len(seen['k'][:, 0, 0].unique()) > 1
