@@ -1,9 +1,12 @@
 "LatentDiffuser: the exact tilt, the energy's gradient, values inside the support, plans that do not depend on their batch."
+import csv
+
 import numpy as np
 import pytest
 import torch
 
 from ldp_tut.board import full_board
+from ldp_tut.book import asset
 from ldp_tut.checkpoints import CheckpointError, save_checkpoint
 from ldp_tut.ddpm import cosine_schedule, energy_distance, last, sample
 from ldp_tut.guidance import GridDensity
@@ -203,3 +206,13 @@ def test_bad_input_is_refused_at_the_door(model):
     with pytest.raises(ValueError, match=r'state must be \[B, 4\]'): draw_latents(model, torch.zeros(2, 5))
     with pytest.raises(ValueError, match='candidates, M, must be an integer of at least 2'): LatentTraining(candidates=1)
     with pytest.raises(ValueError, match='every must be an integer'): LatentPlanner(model, 1., every=9)
+
+
+def test_the_committed_rows_say_what_the_chapter_says():
+    "Leaning by the energy beats cloning, the prior and the naive guide by more than the 95 % intervals of the episodes."
+    with open(asset('latent_diffuser.csv')) as f: rows = {r['method']: (float(r['success']), int(r['episodes'])) for r in csv.DictReader(f)}
+    half = lambda p, n: 1.96 * (p * (1 - p) / n) ** .5
+    best, n = rows['energy, β = 16']
+    for other in ('behaviour cloning', 'prior', 'naive, β = 16'):
+        p, m = rows[other]
+        assert best - half(best, n) > p + half(p, m), other
