@@ -8,8 +8,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/latent_diffuser.html.md"""
 __all__ = ['check_candidates', 'check_beta', 'check_paid', 'check_long_enough', 'check_states', 'tilted_mixture', 'energy_labels',
            'contrastive_loss', 'Energy', 'EnergyGuide', 'LatentConfig', 'Segments', 'causal', 'TrajectoryEncoder',
            'TrajectoryDecoder', 'TrajectoryVAE', 'LatentDiffuser', 'decode_plans', 'LatentTraining', 'train_vae',
-           'train_prior', 'train_value', 'train_energy', 'train_latent_diffuser', 'draw_latents', 'support_backup',
-           'SupportSet', 'support_of', 'Backup', 'LatentPlanner', 'save_latent_diffuser', 'load_latent_diffuser']
+           'draw_latents', 'train_prior', 'support_backup', 'SupportSet', 'support_of', 'Backup', 'train_value',
+           'train_energy', 'LatentPlanner', 'save_latent_diffuser', 'load_latent_diffuser', 'train_latent_diffuser']
 
 # %% ../nbs/10b_latent_diffuser.ipynb #47d57420
 from collections.abc import Callable
@@ -374,7 +374,7 @@ def decode_plans(
     return dict(state=token[..., :c.state_dim], action=action,
                 reward=token[..., -2], to_go=token[..., -1])
 
-# %% ../nbs/10b_latent_diffuser.ipynb #27915a1b
+# %% ../nbs/10b_latent_diffuser.ipynb #37aa6c3c
 @dataclass(frozen=True)
 class LatentTraining:
     "Optimiser steps of the four stages, and what they are given."
@@ -401,6 +401,7 @@ def _stage(model, loss, batches, steps, how, progress):
                          seed=how.seed)
     return fit(model, loss, batches, config, progress=progress, device='cpu')
 
+# %% ../nbs/10b_latent_diffuser.ipynb #371a7096
 def train_vae(model, segments, how=LatentTraining(), progress=False):
     "Stage 1: latents of trajectories. Their statistics are frozen here."
     first = segments.draw(4096, torch.Generator().manual_seed(how.seed))
@@ -411,62 +412,6 @@ def train_vae(model, segments, how=LatentTraining(), progress=False):
     with torch.no_grad(): mean, _ = model.vae.encoder(model.tokens(first['token']))
     model.latents = Normaliser.gaussian(mean.flatten(0, 1))
     return run
-
-def train_prior(model, segments, how=LatentTraining(), progress=False):
-    "Stage 2: which latents there are in a state, by score matching."
-    S = model.config.state_dim
-    @torch.no_grad()
-    def batches(step, g):
-        token = model.tokens(segments.draw(how.batch, g)['token'])
-        mean, log_variance = model.vae.encoder(token)
-        noise = torch.randn(mean.shape, generator=g)
-        return model.latents(mean + noise * (log_variance / 2).exp()), token[:, 0, :S]
-    def loss(net, batch, g): return model.score_loss(*batch, g)
-    return _stage(model.prior, loss, batches, how.prior, how, progress)
-
-def train_value(model, support, how=LatentTraining(), progress=False):
-    "Stage 3: fitted Q iteration inside the support."
-    known = support.gain / (1 - model.config.discount ** model.config.steps)
-    scale = known.std().clamp(min=1e-6)[None]
-    model.values = Normaliser(known.mean()[None], scale)
-    def loss(net, batch, g):
-        z, state, target = batch
-        return F.mse_loss(model.q(z, state) / scale, target / scale)
-    batches = Backup(model, support, how.beta_support)
-    return _stage(model.value, loss, batches, how.value, how, progress)
-
-def train_energy(model, support, how=LatentTraining(), progress=False):
-    "Stage 4: the intermediate energy, for every beta at once."
-    N, M = support.candidates.shape[:2]
-    with torch.no_grad():
-        many = support.after.repeat_interleave(M, 0)
-        value = model.q(support.candidates.flatten(0, 1), many).view(N, M)
-        value = value / model.values.scale
-    def batches(step, g):
-        i = torch.randint(0, N, (64,), generator=g)
-        return i, how.beta_most * torch.rand(64, generator=g) ** 2
-    def loss(net, batch, g):
-        i, beta = batch
-        return contrastive_loss(net, model.schedule, support.candidates[i], value[i],
-                                beta, g, support.after[i])
-    return _stage(model.energy, loss, batches, how.energy, how, progress)
-
-def train_latent_diffuser(
-    data: Trajectories,
-    config: LatentConfig,
-    how: LatentTraining = LatentTraining(),
-    progress: bool = False,
-) -> LatentDiffuser:          # with averaged weights, in evaluation mode
-    "All four stages; `ValueError` for data without rewards or with too short episodes."
-    segments = Segments(data, config)
-    torch.manual_seed(how.seed)
-    model = LatentDiffuser(config)
-    train_vae(model, segments, how, progress)
-    train_prior(model, segments, how, progress)
-    support = support_of(model, segments, how.support, how.candidates, seed=how.seed)
-    train_value(model, support, how, progress)
-    train_energy(model, support, how, progress)
-    return model.eval()
 
 # %% ../nbs/10b_latent_diffuser.ipynb #1784bd0f
 @torch.inference_mode(False)    # a guide needs gradients
@@ -493,7 +438,20 @@ def draw_latents(
     return last(sample(denoise, noise[0], board, schedule=model.schedule, guide=guide,
                        eta=eta, noise=noise[1:])).x
 
-# %% ../nbs/10b_latent_diffuser.ipynb #a65d82eb
+# %% ../nbs/10b_latent_diffuser.ipynb #59736a28
+def train_prior(model, segments, how=LatentTraining(), progress=False):
+    "Stage 2: which latents there are in a state, by score matching."
+    S = model.config.state_dim
+    @torch.no_grad()
+    def batches(step, g):
+        token = model.tokens(segments.draw(how.batch, g)['token'])
+        mean, log_variance = model.vae.encoder(token)
+        noise = torch.randn(mean.shape, generator=g)
+        return model.latents(mean + noise * (log_variance / 2).exp()), token[:, 0, :S]
+    def loss(net, batch, g): return model.score_loss(*batch, g)
+    return _stage(model.prior, loss, batches, how.prior, how, progress)
+
+# %% ../nbs/10b_latent_diffuser.ipynb #396f0d2f
 def support_backup(
     q: torch.Tensor,  # [B, M]: values of M candidates, drawn from the behaviour
     beta: float,      # inverse temperature; 0 is their mean, large their maximum
@@ -501,6 +459,7 @@ def support_backup(
     "@eq-backup: a softmax average, of candidates only; no maximum over all actions."
     return (energy_labels(q, beta) * q).sum(1)
 
+# %% ../nbs/10b_latent_diffuser.ipynb #f1aab083
 @dataclass
 class SupportSet:
     "Windows, and M latent candidates where each of them ends."
@@ -526,6 +485,7 @@ def support_of(
                       model.tokens(rows['after']), rows['over'],
                       drawn.view(size, candidates, c.latents, c.latent_dim))
 
+# %% ../nbs/10b_latent_diffuser.ipynb #ce8cb3a6
 class Backup:
     "Batches for the value: latents, states, and targets from a copy that lags behind."
     def __init__(self, model, support: SupportSet, beta=10., batch=256, every=100):
@@ -548,6 +508,35 @@ class Backup:
         if self.target is None or step % self.every == 0: self.target = self.targets()
         i = torch.randint(0, len(self.target), (self.batch,), generator=generator)
         return self.support.z[i], self.support.start[i], self.target[i]
+
+# %% ../nbs/10b_latent_diffuser.ipynb #09090ebc
+def train_value(model, support, how=LatentTraining(), progress=False):
+    "Stage 3: fitted Q iteration inside the support."
+    known = support.gain / (1 - model.config.discount ** model.config.steps)
+    scale = known.std().clamp(min=1e-6)[None]
+    model.values = Normaliser(known.mean()[None], scale)
+    def loss(net, batch, g):
+        z, state, target = batch
+        return F.mse_loss(model.q(z, state) / scale, target / scale)
+    batches = Backup(model, support, how.beta_support)
+    return _stage(model.value, loss, batches, how.value, how, progress)
+
+# %% ../nbs/10b_latent_diffuser.ipynb #bd35fc42
+def train_energy(model, support, how=LatentTraining(), progress=False):
+    "Stage 4: the intermediate energy, for every beta at once."
+    N, M = support.candidates.shape[:2]
+    with torch.no_grad():
+        many = support.after.repeat_interleave(M, 0)
+        value = model.q(support.candidates.flatten(0, 1), many).view(N, M)
+        value = value / model.values.scale
+    def batches(step, g):
+        i = torch.randint(0, N, (64,), generator=g)
+        return i, how.beta_most * torch.rand(64, generator=g) ** 2
+    def loss(net, batch, g):
+        i, beta = batch
+        return contrastive_loss(net, model.schedule, support.candidates[i], value[i],
+                                beta, g, support.after[i])
+    return _stage(model.energy, loss, batches, how.energy, how, progress)
 
 # %% ../nbs/10b_latent_diffuser.ipynb #82c8263d
 class LatentPlanner:
@@ -616,4 +605,22 @@ def load_latent_diffuser(path) -> LatentDiffuser:
                               f'know {", ".join(unknown)}; update ldp_tut')
     model = LatentDiffuser(LatentConfig(**card['config']))
     load_weights(model, tensors, path)
+    return model.eval()
+
+# %% ../nbs/10b_latent_diffuser.ipynb #86e5b4a7
+def train_latent_diffuser(
+    data: Trajectories,
+    config: LatentConfig,
+    how: LatentTraining = LatentTraining(),
+    progress: bool = False,
+) -> LatentDiffuser:          # with averaged weights, in evaluation mode
+    "All four stages; `ValueError` for data without rewards or with too short episodes."
+    segments = Segments(data, config)
+    torch.manual_seed(how.seed)
+    model = LatentDiffuser(config)
+    train_vae(model, segments, how, progress)
+    train_prior(model, segments, how, progress)
+    support = support_of(model, segments, how.support, how.candidates, seed=how.seed)
+    train_value(model, support, how, progress)
+    train_energy(model, support, how, progress)
     return model.eval()
