@@ -262,32 +262,27 @@ class FieldDenoiser(nn.Module):
         return scene._replace(pasts=self.ages(1, then, fine, most))
 
     def fields(self, own, times, scene, gaps):
-        "What all tokens before, and all after, say at each token: two [B, H, W, rows, cols]."
-        B, H = own.shape[:2]
-        step = times.round().long()
+        "What all tokens before, and all after, say at each token that is read: two [B, R, W, rows, cols]."
+        B, R = own.shape[:2]
+        step, H = times.round().long(), times.shape[1]
         gap = [step[:, i + 1] - step[:, i] if gaps is None else gaps[i] for i in range(H - 1)]
-        b, i = len(scene.fine), torch.arange(B, device=own.device)
+        b, i, a = len(scene.fine), torch.arange(B, device=own.device), int(scene.futures is not None)
         fine = scene.fine.repeat_interleave(B // b, 0)
-        before = [self.blank(0, fine)]
-        for j in range(1, H):
-            if j == 1 and scene.futures is not None:
-                before.append(scene.futures[gap[0], i // (B // b)])
-            elif j == H - 1 and scene.pasts is not None: before.append(before[-1])  # it is not asked
-            else: before.append(self.later(0, self.told(0, before[-1], own[:, j - 1]), fine, gap[j - 1]))
-        after = [self.blank(1, fine)]
-        for j in range(H - 2, -1, -1):
-            if j == 0 and scene.futures is not None: after.append(after[-1])        # nor is now
-            elif j == H - 2 and scene.pasts is not None: after.append(scene.pasts[gap[j], i])
-            else: after.append(self.later(1, self.told(1, after[-1], own[:, j + 1]), fine, gap[j]))
+        before = [scene.futures[gap[0], i // (B // b)] if a else self.blank(0, fine)]
+        for j in range(1, R):
+            before.append(self.later(0, self.told(0, before[-1], own[:, j - 1]), fine, gap[a + j - 1]))
+        after = [self.blank(1, fine) if scene.pasts is None else scene.pasts[gap[-1], i]]
+        for j in range(R - 2, -1, -1):
+            after.append(self.later(1, self.told(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
         return torch.stack(before, 1), torch.stack(after[::-1], 1)
 
     def read(self, x, k, times, scene, gaps=None) -> tuple:
         "Log-shares of kinds [B, R, V, rows, cols], features for the heads, and columns a to z that were read."
         B, H = k.shape
-        evidence, own, mine, level = self.own(x, k)
-        before, after = self.fields(own, times, scene, gaps)
         a, z = int(scene.futures is not None), H - int(scene.pasts is not None)
-        cut = lambda t: t[:, a:z].flatten(0, 1)
+        evidence, own, mine, level = self.own(x[:, a:z], k[:, a:z])  # the others have been heard
+        before, after = self.fields(own, times, scene, gaps)
+        cut = lambda t: t.flatten(0, 1)
         fine = scene.fine.repeat_interleave(B // len(scene.fine), 0).repeat_interleave(z - a, 0)
         h = self.mix(torch.cat([cut(before), cut(after), cut(own + mine), fine], 1))
         for think, compete in zip(self.think, self.compete):
