@@ -75,6 +75,7 @@ class AnyRecipe:
     episodes: int | None = None  # episodes to collect; default data_steps
     data_steps: int = 50_000     # steps to collect
     walk: int = 0                # steps after which an episode is cut off; 0: never
+    spare: int = 0               # rooms: one layout in so many is kept for tests; 0: none
     steps: int = 4000            # optimiser steps of the denoiser
     minutes: float | None = None # or as many steps as take this long here
     radius: float | None = None  # how near to its goal is there; default as in the data
@@ -83,6 +84,13 @@ class AnyRecipe:
     world_steps: int | None = None
     width: int | None = None     # of the denoiser; default 128 for vectors, 48 for maps
     depth: int = 5               # its layers
+    # tokens of a window, at most; default 10 for vectors, 6 for maps
+    tokens: int | None = None
+    # windows of a batch; default 128 for vectors, 32 for maps
+    batch: int | None = None
+    lr: float = 1e-3             # peak learning rate of the denoiser
+    # a checkpoint of maps, name or file: keep its world, train its denoiser on
+    start_from: str | None = None
 
 # %% ../nbs/21_command_line.ipynb #7ca02ad7
 @dataclass(frozen=True)
@@ -324,16 +332,16 @@ def data_for(a, out) -> tuple:
     from ldp_tut.store import TrajectoryStore, load_data
     r = a.recipe
     if a.data:
-        played = _given(r, 'policy', 'episodes', 'data_steps', 'walk')
+        played = _given(r, 'policy', 'episodes', 'data_steps', 'walk', 'spare')
         if played: raise ValueError(f'with --data nothing is played: leave out {played}')
         data, env_id = load_data(a.data)
         return data, a.env or env_id
     steps = 0 if r.episodes else r.data_steps
     about = dict(env_id=a.env, policy=r.policy or usual_policy(a.env), seed=a.seed,
-                 episodes_asked=r.episodes, steps_asked=steps, walk=r.walk)
+                 episodes_asked=r.episodes, steps_asked=steps, walk=r.walk, **(dict(spare=r.spare) if r.spare else {}))
     store = TrajectoryStore(out / 'data')
     if not store.shards():
-        played = collect(a.env, about['policy'], r.episodes, a.seed, not a.json, r.walk, steps=steps)
+        played = collect(a.env, about['policy'], r.episodes, a.seed, not a.json, r.walk, r.spare, steps=steps)
         if isinstance(played, Episodes): played = as_frames(played)
         store.append(played, about)
     _check_same_data(out / 'data', store.cards()[0], about)
@@ -348,6 +356,7 @@ def train_any(a) -> dict:
     "A planner for any world, from its data alone."
     from ldp_tut.board import check_count
     from ldp_tut.data import make_any
+    from ldp_tut.exact import find_checkpoint
     from ldp_tut.planner import PlannerRecipe, save_agent, train_planner
     from ldp_tut.train import pick_device
     from ldp_tut.worlds import Spaces, check_environment
@@ -356,7 +365,8 @@ def train_any(a) -> dict:
         raise ValueError('the transformer reads vectors and pictures, not grids of symbols: leave out --denoiser')
     if not (a.data or a.env): raise ValueError('this denoiser needs a world: give --env or --data')
     out = Path(a.out or f'runs/{a.env or Path(a.data.rstrip("/")).name.replace("minari:", "")}')
-    learning = dict(radius=r.radius, longest=r.longest, world_steps=r.world_steps, width=r.width, depth=r.depth)
+    learning = {f.name: getattr(r, f.name) for f in fields(PlannerRecipe)}
+    if r.start_from: learning['start_from'] = str(find_checkpoint(r.start_from))
     PlannerRecipe(**learning), check_count(r.steps, 'steps')  # before anything is played
     _writable(out)
     data, env_id = data_for(a, out)

@@ -372,7 +372,8 @@ class FieldBatches:
     def __call__(self, step, generator):
         far = min(self.longest, self.reach(step))
         u = int(torch.randint(0, 5, (1,), generator=generator))
-        offsets = field_offsets(min((2, 2, 3, 4, self.tokens)[u], far + 1), far, generator)
+        tokens = min((2, 2, 3, 4, self.tokens)[u], self.tokens, far + 1)
+        offsets = field_offsets(tokens, far, generator)
         many = self.size * (2 if len(offsets) <= 3 else 1)
         return self.window(offsets, torch.randint(0, len(self.episode), (many,), generator=generator))
 
@@ -433,7 +434,7 @@ def field_offsets(tokens: int, far: int, generator) -> tuple:
     between = torch.randperm(last - near - 1, generator=generator)[:tokens - 2 - near] + near + 1
     return (*range(near + 1), *sorted(between.tolist()), last)
 
-def growing(steps): return int(0.4 * steps)
+def growing(steps, share: float = 0.4): return int(share * steps)
 
 def field_parts(
     world: SymbolWorld,
@@ -444,6 +445,8 @@ def field_parts(
     width: int = 48,
     seed: int = 0,
     device='cpu',
+    tokens: int = 6,     # of a window, at most
+    size: int = 32,      # windows of more than three tokens; twice as many of fewer
 ) -> tuple:              # an untrained `FieldDenoiser`, its loss, its batches
     "What `fit` needs to train a denoiser of maps."
     config = FieldConfig(world.latent_shape[0], len(world.kinds), data.action_dims, longest, width)
@@ -451,5 +454,5 @@ def field_parts(
         torch.manual_seed(seed)
         net = FieldDenoiser(config, world.codes)
     world = world.to(device)
-    with torch.no_grad(): batches = FieldBatches(world, data, good, longest, growing(steps), device=device)
+    with torch.no_grad(): batches = FieldBatches(world, data, good, longest, growing(steps), tokens, size, device)
     return net, FieldLoss(world), batches

@@ -10,12 +10,10 @@ __all__ = ['WHEN', 'ORDERS', 'WORLDS', 'DENOISERS', 'PlanConfig', 'Plan', 'of_ro
            'believable', 'earliest_believable', 'first_passage', 'as_far_as_possible', 'soonest', 'earliest_arrival',
            'settle_way', 'settling_board', 'run_on', 'between_times', 'FarFuturePlanner', 'next_action', 'vote',
            'check_parts', 'Agent', 'denoiser_kind', 'save_agent', 'load_agent', 'PlannerRecipe', 'train_planner',
-           'to_train', 'check_ends_pay', 'fingerprint_of_world', 'default_longest', 'default_plan',
-           'check_data_for_plans', 'steps_in']
+           'to_train', 'check_ends_pay', 'begin_with', 'default_longest', 'default_plan']
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,17 +24,17 @@ import torch
 from torch import nn
 
 from .board import check_between, check_count, check_finite, check_positive, context_board, full_board
-from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .checkpoints import CheckpointError, file_sha256, load_checkpoint, save_checkpoint
 from .data import Trajectories, Windows, data_card
 from .ddpm import add_noise, sample, seeded_noise
 from .field import (FieldConfig, FieldDenoiser, SymbolWorld, cpu_precision, field_parts, growing,
-                           make_symbol_world)
+                           kinds_in, make_symbol_world)
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
-from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device
+from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, VectorDenoiser,
-                            VectorWorld, World, check_flat, executed, fit_world, play, promise_gap, stack,
-                            token_batches)
+                            VectorWorld, World, check_data_for_plans, check_flat, executed, fingerprint_of_world,
+                            fit_world, play, promise_gap, stack, token_batches)
 
 # %% ../nbs/13_planner.ipynb #3474806f
 @dataclass(frozen=True)
@@ -590,11 +588,18 @@ class PlannerRecipe:
     world_steps: int = None  # of the world's training; default 6000, of symbols 1200
     width: int = None        # of the denoiser; default 128 for vectors, 48 for maps
     depth: int = 5           # of a transformer
+    tokens: int = None       # of a window, at most; default 10 for vectors, 6 for maps
+    batch: int = None        # windows; default 128 and 32, and more of windows of few tokens
+    lr: float = 1e-3         # peak learning rate of the denoiser
+    start_from: str = None   # an agent's checkpoint: keep its world, train its denoiser on; of maps
 
     def __post_init__(self):
         if self.radius is not None: check_positive(self.radius, 'radius')
         if self.longest is not None: check_count(self.longest, 'longest', 4)
         if self.world_steps is not None: check_count(self.world_steps, 'world_steps')
+        check_positive(self.lr, 'lr')
+        for name, least in dict(batch=1, tokens=2).items():
+            if getattr(self, name) is not None: check_count(getattr(self, name), name, least)
         ForcingConfig(width=128 if self.width is None else self.width, depth=self.depth)  # it knows which it can be
 
 def train_planner(
@@ -621,22 +626,26 @@ def train_planner(
     place = lambda name: None if out is None else Path(out) / name
     about = dict(asdict(recipe), longest=longest, rewards=asdict(rewards), seed=seed, data=fingerprint(data),
                  world='default' if world is None else fingerprint_of_world(world))
+    if recipe.start_from: about['start_from'] = f'{Path(recipe.start_from).name} {file_sha256(recipe.start_from)[:16]}'
     begun = check_recipe(place('denoiser.safetensors'), about)
-    device = pick_device(device)
+    device, before = pick_device(device), None
+    if recipe.start_from: before, world = begin_with(recipe.start_from, data, rewards)
     symbols = world is None and Spaces.of(data).view == 'symbols'
     if symbols: world = make_symbol_world(check_ends_pay(data, rewards), seed)
     world, world_run = fit_world(data, longest, recipe.world_steps or (1200 if symbols else 6000), world, seed,
                                  place('world.safetensors'), device, progress, max_gap=max(2, 2 * stride))
     if isinstance(world, nn.Module): world.to(device)
     net, loss, batches, how = to_train(world, data, rewards, longest, steps, recipe, seed, device)
+    if before is not None: net.load_state_dict(before)
+    how = TrainConfig(steps=steps, lr=recipe.lr, warmup=100, seed=seed, **how)
     if minutes:
-        steps = begun['config']['steps'] if begun else steps_in(minutes, net, loss, batches, device)
-        if isinstance(net, FieldDenoiser): batches.grow = growing(steps)
-    run = fit(net, loss, batches, TrainConfig(steps=steps, lr=1e-3, warmup=100, seed=seed, **how),
-              place('denoiser.safetensors'), device, progress, recipe=about)
+        count = begun['config']['steps'] if begun else steps_in(minutes, net, loss, batches, how, device)
+        how = replace(how, steps=count)
+    if isinstance(net, FieldDenoiser): batches.grow = growing(how.steps, 0.4 if before is None else 0.1)
+    run = fit(net, loss, batches, how, place('denoiser.safetensors'), device, progress, recipe=about)
     agent = Agent(FarFuturePlanner(world, net, plan or default_plan(rewards, stride, net)))
     agent.card = dict(licence='Apache-2.0', denoiser=denoiser_kind(net), rewards=asdict(rewards), seed=seed,
-                      steps=steps, data=data_card(data), recipe=run.card['recipe'],
+                      steps=how.steps, data=data_card(data), recipe=run.card['recipe'],
                       seconds=dict(world=round(world_run.seconds), denoiser=round(run.seconds)))
     if 'extended' in run.card: agent.card['extended'] = run.card['extended']
     if out is not None: save_agent(place('agent.safetensors'), agent)
@@ -648,14 +657,16 @@ def to_train(world, data, rewards, longest, steps, recipe, seed, device) -> tupl
     if len(world.latent_shape) == 3:
         good = check_ends_pay(data, rewards).terminated
         good = good & (data.reward[data.action_start + data.length - 1] > 0)
-        parts = field_parts(world, data, good, longest, steps, recipe.width or 48, seed, device)
-        return *parts, dict(precision=cpu_precision()) if device.type == 'cpu' else {}
+        parts = field_parts(world, data, good, longest, steps, recipe.width or 48, seed, device,
+                            recipe.tokens or 6, recipe.batch or 32)
+        return *parts, dict(leap=4., **(dict(precision=cpu_precision()) if device.type == 'cpu' else {}))
     config = DenoiserConfig(world.latent_shape[0], 0 if data.goal is None else data.goal.shape[1], data.action_dims,
                             longest, recipe.width or 128, recipe.depth)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = VectorDenoiser(config)
-    return net, DenoisingLoss(world), token_batches(Windows(data, absorb=True), rewards, longest), {}
+    return net, DenoisingLoss(world), token_batches(Windows(data, absorb=True), rewards, longest,
+                                                    recipe.tokens or 10, recipe.batch or 128), {}
 
 def check_ends_pay(data, rewards):
     "The data; `ValueError` where something else pays than a good end, which is all that maps are trained for."
@@ -664,10 +675,17 @@ def check_ends_pay(data, rewards):
                      f'{rewards.kind} pays: relabel them (`relabel`), or give a world and a denoiser of your own')
 
 # %% ../nbs/13_planner.ipynb #61889056
-def fingerprint_of_world(world):
-    "Of a world that somebody brought: its class, and its numbers where none of them is still to be learned."
-    if any(p.requires_grad for p in getattr(world, 'parameters', list)()): return type(world).__name__
-    return f'{type(world).__name__} {fingerprint(getattr(world, "state_dict", dict)())}'
+def begin_with(path, data, rewards) -> tuple:
+    "Weights of a trained denoiser of maps, and its world, for data that show the same kinds of cells."
+    agent, spaces = load_agent(path, 'cpu'), Spaces.of(check_ends_pay(data, rewards))
+    theirs = agent.planner.world
+    if denoiser_kind(agent.planner.denoiser) != 'field' or spaces.view != 'symbols':
+        raise ValueError(f'{path} must denoise maps to be gone on with, and data show symbols; these are {spaces.view}')
+    new = set(map(tuple, kinds_in(data.observation).tolist())) - set(map(tuple, theirs.kinds.tolist()))
+    if new: raise ValueError(f'{path} has never seen cells of these kinds, which the data show: {sorted(new)}')
+    world = SymbolWorld(replace(spaces, kinds=len(theirs.kinds)), theirs.kinds, max_gap=theirs.max_gap)
+    world.load_state_dict(theirs.state_dict())
+    return agent.planner.denoiser.state_dict(), world.requires_grad_(False)
 
 def default_longest(data): return int(np.clip(np.quantile(data.length, 0.9) // 2, 4, 512))
 
@@ -677,22 +695,3 @@ def default_plan(rewards: Rewards, stride: int, net=None) -> PlanConfig:
         return PlanConfig(horizon=net.longest, candidates=2, iterations=10, tokens=1, near=1, votes=8, scale=10.,
                           eta=1., when='arrival', slack=3.)
     return PlanConfig(stride=stride, replan=2 * stride, when='farthest' if rewards.kind == 'step' else 'passage')
-
-def check_data_for_plans(data, longest):
-    "Raises `ValueError` where no episode is as long as the shortest plan."
-    most = data.length.max()
-    if most < 4:
-        raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')
-    if longest > most:
-        raise ValueError(f'longest={longest} steps ahead, but no episode has more than {most}: choose less')
-
-def steps_in(minutes, net, loss, batches, device, tries: int = 5) -> int:
-    "How many training steps fit into so many minutes here, measured on a copy that is thrown away."
-    import copy
-    net, g = copy.deepcopy(net).to(device), torch.Generator(device).manual_seed(0)
-    optimiser, began = torch.optim.AdamW(net.parameters()), None
-    for step in range(tries + 1):
-        if step == 1: began = time.perf_counter()
-        batch = {n: t.to(device) for n, t in batches(step, torch.Generator().manual_seed(step)).items()}
-        sum(loss(net, batch, g).values()).backward(); optimiser.step(); optimiser.zero_grad()
-    return max(10, round(60 * minutes * tries / (time.perf_counter() - began)))

@@ -6,9 +6,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/training.html.md"""
 
 # %% auto #0
 __all__ = ['EMA', 'TrainConfig', 'learning_rate', 'pick_device', 'fingerprint', 'differences', 'check_recipe', 'NonFiniteLoss',
-           'fast_bf16', 'Tracking', 'CSVTracker', 'BatchStream', 'Run', 'fit']
+           'fast_bf16', 'Tracking', 'CSVTracker', 'BatchStream', 'Run', 'fit', 'steps_in']
 
 # %% ../nbs/06_training.ipynb #2bc2a773
+import copy
 import hashlib
 import json
 import math
@@ -64,6 +65,7 @@ class TrainConfig:
     final_lr: float = 0.05    # share of the peak left at the end of the cosine
     weight_decay: float = 0.01
     clip: float = 1.0         # longest gradient; 0: gradients are not clipped
+    leap: float = 0.          # leave out steps whose gradient is so many times longer than usual; 0: none
     ema: float = 0.999        # decay of the averaged weights
     seed: int = 0             # of batches and noise
     save_every: int = 500     # steps between resumable checkpoints
@@ -76,7 +78,7 @@ class TrainConfig:
         keep = lambda name, value: object.__setattr__(self, name, value)
         for name, least in dict(steps=1, warmup=0, seed=0, save_every=1).items():
             keep(name, check_count(getattr(self, name), name, least))
-        for name in ('lr', 'weight_decay', 'clip'):
+        for name in ('lr', 'weight_decay', 'clip', 'leap'):
             keep(name, check_between(getattr(self, name), name, 0, math.inf, '[)'))
         for name in ('final_lr', 'ema'):
             keep(name, check_between(getattr(self, name), name, 0, 1))
@@ -242,8 +244,10 @@ def _sources(config, step, accelerator):
     seed = (config.seed * 1_000_003 + step) * 64 + accelerator.process_index
     return torch.Generator().manual_seed(seed), torch.Generator(accelerator.device).manual_seed(seed + 32)
 
-def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, config, where):
-    "One optimiser step; returns the parts of the loss, or raises `NonFiniteLoss` before any weight is touched."
+def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, config, card, where):
+    """One optimiser step; returns the parts of the loss, or raises `NonFiniteLoss` before any weight is touched.
+
+    The usual length of a gradient is a running mean, kept in the card."""
     with autocast: parts = loss_fn(model, batch, noise)
     if not isinstance(parts, dict): parts = {'loss': parts}
     loss = sum(parts.values())
@@ -254,8 +258,13 @@ def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, conf
     values = torch.stack([x.float() for x in seen]).tolist()  # one wait for the device
     if not all(map(math.isfinite, values[:2])):
         raise NonFiniteLoss(f'loss {values[0]} with gradient norm {values[1]:.3g} {where}')
+    said = dict(loss=values[0], **(dict(zip(parts, values[2:])) if len(parts) > 1 else {}))
+    if config.leap:
+        usual = card.get('usual', values[1])
+        card['usual'] = 0.98 * usual + 0.02 * min(values[1], config.leap * usual)
+        if values[1] > config.leap * usual: return said | dict(left_out=1.)
     optimiser.step()
-    return dict(loss=values[0], **(dict(zip(parts, values[2:])) if len(parts) > 1 else {}))
+    return said
 
 # %% ../nbs/06_training.ipynb #4e41b137
 def _accelerator(device, config, track):
@@ -415,7 +424,7 @@ def fit(
         for group in optimiser.param_groups: group['lr'] = learning_rate(step, config)
         batch = _to_device(batches(step, source), accelerator.device)
         parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, batch, noise, config,
-                        _where(step, path, saved))
+                        card, _where(step, path, saved))
         ema.update(model)
         run.seconds = before + time.perf_counter() - began
         run.history.append(dict(step=step, lr=learning_rate(step, config), seconds=run.seconds - before, **parts))
@@ -428,3 +437,16 @@ def fit(
     ema.copy_to(model)
     run.seconds = before + time.perf_counter() - began
     return run
+
+# %% ../nbs/06_training.ipynb #5f7e1a02
+def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, tries: int = 5) -> int:
+    "How many training steps fit into so many minutes here, measured on a copy that is thrown away."
+    device, g = pick_device(device), torch.Generator(device).manual_seed(0)
+    model, (_, autocast) = copy.deepcopy(model).to(device), _precision(config, device)
+    optimiser, began = torch.optim.AdamW(model.parameters()), None
+    for step in range(tries + 1):
+        if step == 1: began = time.perf_counter()
+        batch = _to_device(batches(step, torch.Generator().manual_seed(step)), device)
+        with autocast: loss = sum(loss_fn(model, batch, g).values())
+        loss.backward(); optimiser.step(); optimiser.zero_grad()
+    return max(10, round(60 * minutes * tries / (time.perf_counter() - began)))

@@ -7,9 +7,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 # %% auto #0
 __all__ = ['Seen', 'World', 'Spaces', 'cells_in', 'check_shape', 'read_observation', 'check_environment', 'check_seen', 'pinball',
            'Motion', 'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss',
-           'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_world',
-           'Rewards', 'goal_radius', 'Denoiser', 'DenoiserConfig', 'VectorDenoiser', 'token_batches', 'hindsight',
-           'DenoisingLoss', 'acted', 'action_error', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
+           'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_data_for_plans',
+           'fingerprint_of_world', 'check_world', 'Rewards', 'goal_radius', 'Denoiser', 'DenoiserConfig',
+           'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss', 'acted', 'action_error', 'play',
+           'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -347,6 +348,19 @@ def check_flat(data) -> Trajectories:
     if isinstance(data, Trajectories): return check_data(data)
     raise ValueError(f'expected Trajectories, got {type(data).__name__}: '
                      "rooms become pictures by `as_frames(rooms, 'rgb')`, lists by `Trajectories.from_episodes`")
+
+def check_data_for_plans(data, longest):
+    "Raises `ValueError` where no episode is as long as the shortest plan."
+    most = data.length.max()
+    if most < 4:
+        raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')
+    if longest > most:
+        raise ValueError(f'longest={longest} steps ahead, but no episode has more than {most}: choose less')
+
+def fingerprint_of_world(world):
+    "Of a world that somebody brought: its class, and its numbers where none of them is still to be learned."
+    if any(p.requires_grad for p in getattr(world, 'parameters', list)()): return type(world).__name__
+    return f'{type(world).__name__} {fingerprint(getattr(world, "state_dict", dict)())}'
 
 def check_world(world, data: Trajectories, few: int = 4):
     "Does a world's `encode` return what its `latent_shape` says? Raises `ValueError`, before anything is planned."
