@@ -1,14 +1,17 @@
 "The denoiser of maps: generic, exact where it must be, and a planner with it."
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from ldp_tut.data import Trajectories
+from ldp_tut.envs import layouts, room_seeds, shortest_plan
 from ldp_tut.field import FieldConfig, FieldDenoiser, field_offsets, field_parts, kinds_in, make_symbol_world, steps_said
 from ldp_tut.planner import Agent, FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
+from ldp_tut.rooms import next_pictures_lawful, rooms_of, walk_rooms
 from ldp_tut.worlds import Spaces, fit_world
 
 G = lambda s=0: torch.Generator().manual_seed(s)
@@ -191,3 +194,59 @@ def test_a_plan_depends_on_its_own_seed_alone_and_arrival_asks_the_denoiser(part
 def test_arrival_is_refused_where_the_denoiser_cannot_say(parts):
     class Mute: schedule, longest = parts[2].schedule, 6
     with pytest.raises(ValueError, match='arrivals'): FarFuturePlanner(parts[1], Mute(), PlanConfig(when='arrival'))
+
+
+def test_training_goes_on_from_an_agent_with_its_own_codes(tmp_path):
+    data = walkers(40)
+    how = dict(longest=6, width=16, device='cpu', progress=False)
+    train_planner(data, steps=3, world_steps=3, out=tmp_path / 'a', **how)
+    first = tmp_path / 'a' / 'agent.safetensors'
+    on = train_planner(data, steps=1, out=tmp_path / 'b', start_from=first, lr=1e-12, batch=4, tokens=3, **how)
+    old, new = (a.planner for a in (load_agent(first, 'cpu'), on))
+    assert torch.equal(old.world.codes, new.world.codes) and torch.equal(old.world.kinds, new.world.kinds)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(old.denoiser.parameters(), new.denoiser.parameters()))
+    assert re.fullmatch(r'agent.safetensors [0-9a-f]{16}', on.card['recipe']['start_from'])
+    few = walkers(40, goal=False)  # other kinds: nothing ever stands in the corner
+    few.observation[:, 1, 1] = (77, 7)
+    few.terminated[:], few.reward[few.action_start + few.length - 1] = True, 1.
+    with pytest.raises(ValueError, match=r'never seen cells.*\(77, 7\)'): train_planner(few, steps=1, start_from=first, **how)
+
+
+class Told:
+    "Plays what it is told, room by room, and shows plans made up by a test."
+    def __init__(self, actions): self.actions = actions
+    def begin(self, seeds): self.at, self.rows = 0, list(range(len(seeds)))
+    def keep(self, rows): self.rows = [self.rows[r] for r in rows]
+    def act_batch(self, obs):
+        self.at += 1
+        return np.array([(self.actions[r] + [6] * 999)[self.at - 1] for r in self.rows])
+
+
+def test_rooms_are_walked_beside_the_fewest_steps_there_are():
+    env_id, seeds = 'MiniGrid-DoorKey-5x5-v0', range(2_000_000, 2_000_003)
+    ways = [shortest_plan(layouts(env_id, [s])) for s in seeds]
+    best = walk_rooms(Told([ways[0], [4] * 3 + ways[1], []]), env_id, 3, most=60, progress=False)
+    assert [(r['success'], r['steps'], r['optimum']) for r in best['rows']] == [
+        (True, len(ways[0]), len(ways[0])), (True, 3 + len(ways[1]), len(ways[1])), (False, 60, len(ways[2]))]
+    assert best['success'] == 2 / 3 and best['steps_over_optimum'] == pytest.approx((2 + 3 / len(ways[1])) / 2)
+    assert np.isnan(best['lawful_rate']) and best['executed_reward'] == best['success']
+    kept = walk_rooms(Told([[]] * 2), env_id, 2, spare=3, most=1, progress=False)
+    assert [r['seed'] for r in kept['rows']] == room_seeds(env_id, 2, 2_000_000, 3)
+
+
+def test_a_next_picture_is_lawful_where_an_action_leads_to_it():
+    rooms, world = layouts('MiniGrid-FourRooms-v0', [1, 2]), NoWorld()
+    then = rooms_of(rooms, [0, 1])
+    then.step(torch.tensor([0, 1]))
+    other = rooms_of(rooms, [0, 1])
+    for _ in range(2): other.step(torch.tensor([0, 1]))
+    show = lambda *twins: SimpleNamespace(times=torch.tensor([[0., 1., 9.]] * 2), z=torch.stack([t.observe() for t in twins], 1))
+    assert next_pictures_lawful(world, show(rooms, then, other), rooms).tolist() == [True, True]
+    assert next_pictures_lawful(world, show(rooms, rooms, other), rooms).tolist() == [True, True]   # waiting is an action
+    assert next_pictures_lawful(world, show(rooms, other, then), rooms).tolist() == [False, False]
+    assert rooms.steps.tolist() == [0, 0]
+
+
+class NoWorld:
+    actions = 7
+    def decode(self, z): return z

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -297,6 +298,7 @@ def test_two_processes_share_one_training_run(tmp_path):
     script = tmp_path / 'run.py'
     script.write_text('''
 import json, sys, torch
+from dataclasses import replace
 from pathlib import Path
 from ldp_tut.train import TrainConfig, fit
 torch.manual_seed(0)
@@ -321,3 +323,15 @@ def test_a_tracker_is_told_and_goes_on_after_a_kill(tmp_path):
     head, *rows = [line.split(',') for line in file.read_text().splitlines()]
     assert head == ['step', 'fit', 'loss', 'lr', 'size'] and [int(r[0]) for r in rows] == list(range(0, 400, 50))
     assert float(rows[1][2]) == pytest.approx(whole.history[50]['loss'], rel=1e-4)
+
+
+def test_steps_whose_gradient_leaps_are_left_out_and_resuming_remembers_what_is_usual(tmp_path):
+    leaps = lambda step, g: batches(step, g) * (1000. if step == 60 else 1.)
+    how = TrainConfig(steps=80, warmup=5, save_every=40, leap=4.)
+    run = fit(net(), loss, leaps, how, tmp_path / 'a.safetensors', **QUIET)
+    assert [h['step'] for h in run.history if 'left_out' in h] == [60] and run.history[60]['loss'] > 1000
+    assert fit(net(), loss, leaps, replace(how, leap=0.), **QUIET).history[61]['loss'] != run.history[61]['loss']
+    fit(net(), loss, leaps, how, tmp_path / 'b.safetensors', stop_at=50, **QUIET)
+    again = fit(net(), loss, leaps, how, tmp_path / 'b.safetensors', **QUIET)
+    assert [h['loss'] for h in again.history] == [h['loss'] for h in run.history[50:]]
+    with pytest.raises(ValueError, match='leap'): TrainConfig(leap=-1.)
