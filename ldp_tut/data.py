@@ -6,11 +6,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/trajectories.html.md"""
 
 # %% auto #0
 __all__ = ['POLICIES', 'ROUND', 'DRIVERS', 'SIDE_BY_SIDE', 'NO_LIMIT', 'RandomWalk', 'random_cells', 'Wander', 'Fiddler',
-           'check_request', 'step_bar', 'collect_rooms', 'Waypoints', 'as_state', 'wander_maze', 'wander_blocks',
-           'as_vectors', 'check_chances', 'check_turns_and_steps', 'data_card', 'RealRooms', 'RoomDriver',
-           'RandomActions', 'drive_waypoints', 'make_any', 'environments', 'pick_policy', 'collect', 'check_either',
-           'check_nothing_spared', 'twin_knows', 'play_rooms', 'Windows', 'as_frames', 'random_offsets', 'Slices',
-           'Normaliser', 'returns_to_go', 'relabel', 'check_discount', 'check_rewards']
+           'Direct', 'check_request', 'step_bar', 'collect_rooms', 'Waypoints', 'as_state', 'wander_maze',
+           'wander_blocks', 'as_vectors', 'check_chances', 'check_turns_and_steps', 'data_card', 'RealRooms',
+           'RoomDriver', 'RandomActions', 'drive_waypoints', 'make_any', 'environments', 'pick_policy', 'collect',
+           'check_either', 'check_nothing_spared', 'twin_knows', 'play_rooms', 'Windows', 'as_frames', 'random_offsets',
+           'Slices', 'Normaliser', 'returns_to_go', 'relabel', 'check_discount', 'check_rewards']
 
 # %% ../nbs/05_trajectories.ipynb #2a25ca59
 from collections.abc import Callable
@@ -92,7 +92,11 @@ class Fiddler(Wander):
         return torch.where((handle >= 0) & tries, handle, action)
 
 # %% ../nbs/05_trajectories.ipynb #18c5ba14
-POLICIES = {'wander': Wander, 'fiddle': Fiddler, 'random': RandomWalk}
+class Direct(Wander):
+    "A wanderer that never slips: what it can reach in n steps it reaches in n."
+    def __init__(self, room: GridTwin, generator: torch.Generator): super().__init__(room, generator, 0.)
+
+POLICIES = {'wander': Wander, 'direct': Direct, 'fiddle': Fiddler, 'random': RandomWalk}
 
 def check_request(policy, episodes, *amounts):
     "Numbers as Python's own; `ValueError` for an unknown policy and for too little."
@@ -109,7 +113,7 @@ def step_bar(shown: bool, total: int = None):
 # %% ../nbs/05_trajectories.ipynb #5c31d774
 def collect_rooms(
     env_id: str,              # a MiniGrid id
-    policy: str = 'wander',   # 'wander', 'fiddle' or 'random'
+    policy: str = 'wander',   # 'wander', 'direct', 'fiddle' or 'random'
     episodes: int = 1000,     # each in its own layout
     seed: int = 0,            # layouts: `env.reset(seed=...)` with seed, seed+1, ...
     progress: bool = True,    # show a bar
@@ -365,7 +369,7 @@ def pick_policy(policy, env):
     rooms, maze = hasattr(env, 'agent_pos') and hasattr(env, 'grid'), hasattr(env, 'maze') and hasattr(env, 'point_env')
     if callable(policy): return lambda many, observation, seed: policy
     if policy is None: policy = 'wander' if rooms else 'waypoints' if maze else 'random'
-    fits = ['random'] + ['wander', 'fiddle'] * rooms + ['waypoints'] * maze
+    fits = ['random'] + ['wander', 'direct', 'fiddle'] * rooms + ['waypoints'] * maze
     if policy in fits: return DRIVERS[policy]
     wrong = f'{policy!r} is not for {type(env).__name__}' if policy in DRIVERS else f'unknown policy {policy!r}'
     raise ValueError(f'{wrong}: choose one of {fits}, or give a function of observations')

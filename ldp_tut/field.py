@@ -426,9 +426,9 @@ def picture_names(index):
     return (index.long() * mix).flatten(1).sum(1)
 
 def field_offsets(tokens: int, far: int, generator) -> tuple:
-    "Whole numbers from 0: single steps near now, then strides, the last up to `far` steps away."
+    "Whole numbers from 0: single steps near now, then strides, the last up to `far` steps away, more often near."
     draw = lambda n: int(torch.randint(0, n, (1,), generator=generator))
-    last = max(tokens - 1, 1 + draw(far))
+    last = max(tokens - 1, 1 + int(far * float(torch.rand(1, generator=generator)) ** 1.5))
     if tokens == 2: return 0, last
     near = 1 + draw(tokens - 2)
     between = torch.randperm(last - near - 1, generator=generator)[:tokens - 2 - near] + near + 1
