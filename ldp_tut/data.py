@@ -344,7 +344,8 @@ def drive_waypoints(many, observation, seed: int):
     return Waypoints(maze, observation, np.random.default_rng(seed))
 
 DRIVERS = dict(random=RandomActions, waypoints=drive_waypoints,
-               wander=partial(RoomDriver, Wander), fiddle=partial(RoomDriver, Fiddler))
+               wander=partial(RoomDriver, Wander), direct=partial(RoomDriver, Direct),
+               fiddle=partial(RoomDriver, Fiddler))
 
 # %% ../nbs/05_trajectories.ipynb #d10c0009
 SIDE_BY_SIDE, NO_LIMIT = 8, 10_000  # environments; the longest episode where there is no clock
