@@ -6,8 +6,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/field.html.md"""
 
 # %% auto #0
 __all__ = ['SymbolWorld', 'MapMotion', 'named', 'looked', 'told_apart', 'cpu_precision', 'kinds_in', 'make_symbol_world', 'Age',
-           'Compete', 'FieldConfig', 'FieldScene', 'FieldDenoiser', 'steps_said', 'FieldBatches', 'FieldLoss',
-           'picture_names', 'field_offsets', 'growing', 'field_parts']
+           'Compete', 'FieldConfig', 'FieldScene', 'FieldParts', 'FieldMessages', 'FieldQuestions', 'FieldDenoiser',
+           'steps_said', 'FieldBatches', 'FieldLoss', 'picture_names', 'field_offsets', 'growing', 'field_parts']
 
 # %% ../nbs/12c_field.ipynb #799f0b11
 import math
@@ -75,6 +75,7 @@ class SymbolWorld(nn.Module):
         return dict(tell=told_apart(self.codes, generator),
                     inverse=(error * known).sum() / known.sum().clamp(min=1))
 
+# %% ../nbs/12c_field.ipynb #12cf0014
 class MapMotion(nn.Module):
     "Inverse dynamics of maps: what changed, where, and so what was done."
     def __init__(self, dim, actions, max_gap, width=48, looks=4):
@@ -180,9 +181,9 @@ class FieldScene(NamedTuple):
     futures: torch.Tensor = None   # [longest + 1, b, W, rows, cols], the field of now at every age
     pasts: torch.Tensor = None     # [longest + 1, B, W, rows, cols], and of a clean far token
 
-# %% ../nbs/12c_field.ipynb #784823fa
-class FieldDenoiser(nn.Module):
-    "A denoiser of maps whose depth is time. Tokens of one scene share their first token, now."
+# %% ../nbs/12c_field.ipynb #12cf0001
+class FieldParts(nn.Module):
+    "The layers of a `FieldDenoiser`, and what a token says of itself."
     def __init__(self, config: FieldConfig, codes: torch.Tensor = None):  # codes [V, C]
         super().__init__()
         c = self.config = config
@@ -225,6 +226,9 @@ class FieldDenoiser(nn.Module):
         features = self.enter(bits).unflatten(0, k.shape) + both[:, :, :W]
         return e, features, both[:, :, W:], level
 
+# %% ../nbs/12c_field.ipynb #12cf0003
+class FieldMessages(FieldParts):
+    "What is known at one moment, aged to another: from now on, and from a far future back."
     def told(self, way, field, own):
         "A field to which a token has said what it is."
         return field + self.merge[way](torch.cat([field, own], 1))
@@ -246,21 +250,6 @@ class FieldDenoiser(nn.Module):
         most = int(gap.max()) if gap.device.type == 'cpu' else self.longest
         return self.ages(way, field, fine, most)[gap, torch.arange(len(gap), device=gap.device)]
 
-    def prepare_now(self, z0, scene) -> FieldScene:
-        "What one who stands at clean z0 [b, C, rows, cols] can say of every later moment."
-        fine = self.see(scene)
-        own = self.own(z0[:, None], torch.zeros(len(z0), 1, dtype=torch.long, device=z0.device))[1][:, 0]
-        now = self.told(0, self.blank(0, fine), own)
-        return FieldScene(scene, fine, self.ages(0, now, fine, self.longest))
-
-    def prepare_way(self, far, n, config, scene) -> FieldScene:
-        "The same for those on their way to clean far tokens [B, C, rows, cols], which stay as they are."
-        fine = scene.fine.repeat_interleave(len(far) // len(scene.fine), 0)
-        level = torch.zeros(len(far), 1, dtype=torch.long, device=far.device)
-        then = self.told(1, self.blank(1, fine), self.own(far[:, None], level)[1][:, 0])
-        most = int(n.max()) if n.device.type == 'cpu' else self.longest
-        return scene._replace(pasts=self.ages(1, then, fine, most))
-
     def fields(self, own, times, scene, gaps):
         "What all tokens before, and all after, say at each token that is read: two [B, R, W, rows, cols]."
         B, R = own.shape[:2]
@@ -276,34 +265,24 @@ class FieldDenoiser(nn.Module):
             after.append(self.later(1, self.told(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
         return torch.stack(before, 1), torch.stack(after[::-1], 1)
 
-    def read(self, x, k, times, scene, gaps=None) -> tuple:
-        "Log-shares of kinds [B, R, V, rows, cols], features for the heads, and columns a to z that were read."
-        B, H = k.shape
-        a, z = int(scene.futures is not None), H - int(scene.pasts is not None)
-        evidence, own, mine, level = self.own(x[:, a:z], k[:, a:z])  # the others have been heard
-        before, after = self.fields(own, times, scene, gaps)
-        cut = lambda t: t.flatten(0, 1)
-        fine = scene.fine.repeat_interleave(B // len(scene.fine), 0).repeat_interleave(z - a, 0)
-        h = self.mix(torch.cat([cut(before), cut(after), cut(own + mine), fine], 1))
-        for think, compete in zip(self.think, self.compete):
-            h, total = compete(think(h, fine), cut(evidence))
-        less = self.less(total.to(h)).float()[..., None, None]
-        logits = (cut(evidence) + self.say(h).float() - less).unflatten(0, (B, z - a))
-        seen = torch.cat([looked(self.look, h, self.value), cut(level)], -1)
-        return logits, seen.to(h).unflatten(0, (B, z - a)), a, z
+    def prepare_now(self, z0, scene) -> FieldScene:
+        "What one who stands at clean z0 [b, C, rows, cols] can say of every later moment."
+        fine = self.see(scene)
+        own = self.own(z0[:, None], torch.zeros(len(z0), 1, dtype=torch.long, device=z0.device))[1][:, 0]
+        now = self.told(0, self.blank(0, fine), own)
+        return FieldScene(scene, fine, self.ages(0, now, fine, self.longest))
 
-    def forward(self, x, k, times, scene, gaps: tuple = None) -> Prediction:
-        """gaps: H - 1 whole numbers, if the tokens of all rows stand equally far apart.
+    def prepare_way(self, far, n, config, scene) -> FieldScene:
+        "The same for those on their way to clean far tokens [B, C, rows, cols], which stay as they are."
+        fine = scene.fine.repeat_interleave(len(far) // len(scene.fine), 0)
+        level = torch.zeros(len(far), 1, dtype=torch.long, device=far.device)
+        then = self.told(1, self.blank(1, fine), self.own(far[:, None], level)[1][:, 0])
+        most = int(n.max()) if n.device.type == 'cpu' else self.longest
+        return scene._replace(pasts=self.ages(1, then, fine, most))
 
-        Tokens that are known to stay as they are (see `prepare_now`, `prepare_way`) are not read."""
-        if not isinstance(scene, FieldScene): scene = FieldScene(scene, self.see(scene))
-        logits, seen, a, z = self.read(x, k, times, scene, gaps)
-        x0 = torch.einsum('brvxy,vc->brcxy', logits.softmax(2), self.codes)
-        heads = {n: head(seen).float() for n, head in self.heads.items()}
-        if z - a == k.shape[1]: return Prediction(x0, heads | dict(logits=logits))
-        whole = lambda t: torch.cat([t[:, :1]] * a + [t] + [t[:, -1:]] * (k.shape[1] - z), 1)
-        return Prediction(torch.cat([x[:, :a], x0.to(x), x[:, z:]], 1), {n: whole(t) for n, t in heads.items()})
-
+# %% ../nbs/12c_field.ipynb #12cf0005
+class FieldQuestions(FieldMessages):
+    "When could one be there? Asked of a denoiser that `read`s."
     @torch.no_grad()
     def arrivals(self, z0, far, scene, chunk: int = 8):
         """How likely the pictures far [B, N, C, rows, cols] are after 1 to `longest` steps, before anything is known
@@ -336,6 +315,38 @@ class FieldDenoiser(nn.Module):
             steps = (found + 2).clamp(1, self.longest)
         return found.clamp(1, self.longest).view(B, N)
 
+# %% ../nbs/12c_field.ipynb #784823fa
+class FieldDenoiser(FieldQuestions):
+    "A denoiser of maps whose depth is time. Tokens of one scene share their first token, now."
+    def read(self, x, k, times, scene, gaps=None) -> tuple:
+        "Log-shares of kinds [B, R, V, rows, cols], features for the heads, and columns a to z that were read."
+        B, H = k.shape
+        a, z = int(scene.futures is not None), H - int(scene.pasts is not None)
+        evidence, own, mine, level = self.own(x[:, a:z], k[:, a:z])  # the others have been heard
+        before, after = self.fields(own, times, scene, gaps)
+        cut = lambda t: t.flatten(0, 1)
+        fine = scene.fine.repeat_interleave(B // len(scene.fine), 0).repeat_interleave(z - a, 0)
+        h = self.mix(torch.cat([cut(before), cut(after), cut(own + mine), fine], 1))
+        for think, compete in zip(self.think, self.compete):
+            h, total = compete(think(h, fine), cut(evidence))
+        less = self.less(total.to(h)).float()[..., None, None]
+        logits = (cut(evidence) + self.say(h).float() - less).unflatten(0, (B, z - a))
+        seen = torch.cat([looked(self.look, h, self.value), cut(level)], -1)
+        return logits, seen.to(h).unflatten(0, (B, z - a)), a, z
+
+    def forward(self, x, k, times, scene, gaps: tuple = None) -> Prediction:
+        """gaps: H - 1 whole numbers, if the tokens of all rows stand equally far apart.
+
+        Tokens that are known to stay as they are (see `prepare_now`, `prepare_way`) are not read."""
+        if not isinstance(scene, FieldScene): scene = FieldScene(scene, self.see(scene))
+        logits, seen, a, z = self.read(x, k, times, scene, gaps)
+        x0 = torch.einsum('brvxy,vc->brcxy', logits.softmax(2), self.codes)
+        heads = {n: head(seen).float() for n, head in self.heads.items()}
+        if z - a == k.shape[1]: return Prediction(x0, heads | dict(logits=logits))
+        whole = lambda t: torch.cat([t[:, :1]] * a + [t] + [t[:, -1:]] * (k.shape[1] - z), 1)
+        return Prediction(torch.cat([x[:, :a], x0.to(x), x[:, z:]], 1), {n: whole(t) for n, t in heads.items()})
+
+# %% ../nbs/12c_field.ipynb #12cf0007
 def steps_said(v):
     "What a passage head means: exponential up to e^4 steps, straight on beyond."
     return torch.where(v < 4, v.clamp(max=4).exp(), math.exp(4) * (v - 3))
@@ -395,6 +406,7 @@ class FieldBatches:
             valid=((time <= end) | ends).float(), reward=(over & self.good[e][:, None]).float(),
             termination=(over & ends).float(), first=(same.int().argmax(2) + 1).float())
 
+# %% ../nbs/12c_field.ipynb #12cf0012
 class FieldLoss:
     "Nats of every cell, and every head on every token at every level. The world is frozen."
     def __init__(self, world: SymbolWorld): self.world = world
