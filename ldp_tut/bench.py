@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/benchmark.html.md"""
 # %% auto #0
 __all__ = ['BELIEVED', 'lawful', 'lawful_step', 'judge_plan', 'draw_belief', 'Rooms', 'evaluate', 'promise_warning', 'headline',
            'reevaluate', 'reachable', 'steps_to', 'best_place', 'draw_place', 'ArgMaxPlanner', 'SearchAgent',
-           'film_episode']
+           'seconds_per_call', 'time_worlds', 'time_training', 'film_episode']
 
 # %% ../nbs/17_benchmark.ipynb #c1e00005
 import math
@@ -21,10 +21,13 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .chain_planner import ChainAgent, ChainPlanner, believable, open_env, read_image
-from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, read_grid,
-                          room_seeds, shortest_plan)
+from .chain_training import planner_batches, planner_loss
+from .data import collect_rooms
+from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, layouts,
+                          make_env, read_grid, room_seeds, shortest_plan)
 from .exact import ChainConfig, ChainDenoiser, Scene, one_step, one_step_back
 from .planner import Far, Plan, next_action, promise_gap
+from .train import fast_bf16
 from .viz import draw_room, side_by_side
 
 # %% ../nbs/17_benchmark.ipynb #84ad74ff
@@ -47,26 +50,43 @@ def lawful_step(
     then: torch.Tensor,     # uint8 [N, cols, rows, 3], a step later
     later: torch.Tensor,    # int64 [N, 3]
 ) -> torch.Tensor:          # bool [N]
-    """Whether one of MiniGrid's seven actions leads from the one state to the other, pose and every cell, by the
-    exact rules.
+    """Whether one of MiniGrid's seven actions leads from one state to the other.
 
-    What the agent carries is not in a frame: an empty hand and, where no key lies about, one for a door may explain
-    the step. Cells it covers before or after are not compared, and ending without reward (lava) is not lawful."""
+    The rules are exact. What the agent carries is not in a frame: an empty hand and,
+    where no key lies about, one for a door may explain the step. Cells it covers before
+    or after are not compared, and ending without reward (lava) is not lawful."""
     N = len(cells)
     def pad(c): return F.pad(c.movedim(-1, 1), (1, 1, 1, 1), value=WALL).movedim(1, -1)
-    cells, then, edge = pad(cells), pad(then), torch.tensor([1, 1, 0])  # a wrong decoder may see the agent on the edge
+    # a wrong decoder may see the agent on the edge
+    cells, then, edge = pad(cells), pad(then), torch.tensor([1, 1, 0])
     hands = torch.zeros(N, 2, 2, dtype=torch.uint8)
     door, key = cells[..., 0] == DOOR, (cells[..., 0] == KEY).flatten(1).any(1)
     colour = (cells[..., 1] * door).flatten(1).amax(1)
-    hands[:, 1] = torch.stack([torch.where(key, 0, KEY), torch.where(key, 0, colour)], 1).to(torch.uint8)
+    held = torch.stack([torch.where(key, 0, KEY), torch.where(key, 0, colour)], 1)
+    hands[:, 1] = held.to(torch.uint8)
     n = 7 * 2
     many = lambda t: t.repeat_interleave(n, 0)
-    room = GridTwin(many(cells), many(pose + edge), carrying=hands.repeat(1, 7, 1).flatten(0, 1))
+    carried = hands.repeat(1, 7, 1).flatten(0, 1)
+    room = GridTwin(many(cells), many(pose + edge), carrying=carried)
     reward, ended, _ = room.step(torch.arange(7).repeat_interleave(2).repeat(N))
     same, i = (room.cells == many(then)).all(-1), torch.arange(N * n)
     for x, y, _ in (many(pose + edge).T, many(later + edge).T): same[i, x, y] = True
     arrived = (room.pose == many(later + edge)).all(1)
-    return (same.flatten(1).all(1) & arrived & (~ended | (reward > 0))).view(N, n).any(1)
+    fine = arrived & (~ended | (reward > 0))
+    return (same.flatten(1).all(1) & fine).view(N, n).any(1)
+
+# %% ../nbs/17_benchmark.ipynb #5b9cc8e7
+def _decoded_cells(world, shown, corner, cells):
+    """The scenery of decoded frames, logits [B, H, V, w, h], in a room's own cells: uint8 [B, H, cols, rows, 3].
+
+    Where the mover is said to stand, and in pictures everywhere, the room's cells stay."""
+    frames = cells[:, None].repeat(1, shown.shape[1], 1, 1, 1)
+    if world.config.patch: return frames
+    said, (w, h) = world.contents[shown.argmax(2)].cpu(), shown.shape[-2:]
+    for i, (x, y) in enumerate(corner.tolist()):
+        part = frames[i, :, x:x + w, y:y + h]
+        part.copy_(torch.where(said[i, ..., :1] == AGENT, part, said[i]))
+    return frames
 
 # %% ../nbs/17_benchmark.ipynb #db7760b6
 @torch.no_grad()
@@ -76,16 +96,19 @@ def judge_plan(
     obs: torch.Tensor,      # uint8 [B, cols, rows, 3] the plan was made for
     cells: torch.Tensor,    # uint8 [B, cols, rows, 3] the same without the agent
 ) -> dict:
-    """Decode a plan, frame by frame, and hold it against the rules: poses [B, H, 3], lawfulness of each transition
-    up to the far token, and which of them are single steps. A single step has to be one in every cell
-    (`lawful_step`); a longer stride has to be walkable in time in the world its end shows. What the mover hides
-    now, nobody can know: of that cell nothing is asked."""
+    """Decode a plan, frame by frame, and hold it against the rules.
+
+    Poses [B, H, 3], lawfulness of each transition up to the far token, and which of
+    them are single steps. A single step has to be one in every cell (`lawful_step`); a
+    longer stride has to be walkable in time in the world its end shows. What the mover
+    hides now, nobody can know: of that cell nothing is asked."""
     device, (B, H) = next(model.parameters()).device, plan.times.shape
     times, at = plan.times.cpu(), plan.at.cpu()
-    shown = model.world.decode(plan.z.to(device), model.world.look(obs.to(device)))[0]
-    pose, corner = model.world.find_agent(shown)[0], model.world.origin(obs.to(device))
+    world, obs = model.world, obs.to(device)
+    shown = world.decode(plan.z.to(device), world.look(obs))[0]
+    pose, corner = world.find_agent(shown)[0], world.origin(obs)
     pose[..., :2] += corner[:, None]
-    pose, frames = pose.cpu(), _decoded_cells(model.world, shown, corner, cells)
+    pose, frames = pose.cpu(), _decoded_cells(world, shown, corner, cells)
     i, (x, y, _) = torch.arange(B), pose[:, 0].T
     frames[i, :, x, y] = cells[i, x, y][:, None]
     gap = times.diff(dim=1).long()
@@ -100,18 +123,6 @@ def judge_plan(
     at_goal = end[:, 0] * cells.shape[2] + end[:, 1] == goal
     return dict(pose=pose, ok=ok, counts=counts, single=single, at_goal=at_goal)
 
-def _decoded_cells(world, shown, corner, cells):
-    """The scenery of decoded frames, logits [B, H, V, w, h], in a room's own cells: uint8 [B, H, cols, rows, 3].
-
-    Where the mover is said to stand, and in pictures everywhere, the room's cells stay."""
-    frames = cells[:, None].repeat(1, shown.shape[1], 1, 1, 1)
-    if world.config.patch: return frames
-    said, (w, h) = world.contents[shown.argmax(2)].cpu(), shown.shape[-2:]
-    for i, (x, y) in enumerate(corner.tolist()):
-        part = frames[i, :, x:x + w, y:y + h]
-        part.copy_(torch.where(said[i, ..., :1] == AGENT, part, said[i]))
-    return frames
-
 # %% ../nbs/17_benchmark.ipynb #d2e6ef86
 @torch.no_grad()
 def draw_belief(
@@ -124,11 +135,13 @@ def draw_belief(
     size: int = 14,        # pixels of a cell
 ):                         # a PIL image
     "Where the decoder sees the agent at each token of a plan, coloured by time."
-    world, seen = model.world, model.world.look(obs[None].to(z.device))
-    (x, y), (W, H) = world.origin(obs[None].to(z.device))[0].tolist(), cells.shape[:2]
-    heat, now = world.find_agent(world.decode(z[None], seen)[0])[1][0].cpu(), world.find_agent(100 * seen)[0][0].cpu()
-    heat = F.pad(heat, (y, H - y - heat.shape[2], x, W - x - heat.shape[1]))  # of a window, in its place
-    return draw_room(cells, now + torch.tensor([x, y, 0]), heat, (times.cpu() / horizon).clamp(max=1), size=size)
+    world, obs = model.world, obs[None].to(z.device)
+    seen, (W, H) = world.look(obs), cells.shape[:2]
+    x, y = world.origin(obs)[0].tolist()
+    heat = world.find_agent(world.decode(z[None], seen)[0])[1][0].cpu()
+    heat = F.pad(heat, (y, H - y - heat.shape[2], x, W - x - heat.shape[1]))  # in place
+    now = world.find_agent(100 * seen)[0][0].cpu() + torch.tensor([x, y, 0])
+    return draw_room(cells, now, heat, (times.cpu() / horizon).clamp(max=1), size=size)
 
 # %% ../nbs/17_benchmark.ipynb #272229ae
 class Rooms:
@@ -140,18 +153,24 @@ class Rooms:
     ):
         self.seeds, self.symbols, n = seeds, not config.world.patch, len(seeds)
         self.envs = [open_env(env_id, config) for _ in seeds]
-        self.obs = [read_image(env.reset(seed=s)[0], config) for env, s in zip(self.envs, seeds)]
+        begun = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds)]
+        self.obs = [read_image(obs, config) for obs in begun]
         self.cells, pose = map(torch.stack, zip(*(read_grid(env) for env in self.envs)))
         x, y, facing = pose.T
-        self.optimum = distance_to(self.cells, goal_cell(self.cells))[torch.arange(n), facing, x, y].tolist()
+        steps = distance_to(self.cells, goal_cell(self.cells))
+        self.optimum = steps[torch.arange(n), facing, x, y].tolist()
         for i in range(len(seeds)):
             if self.optimum[i] >= FAR:  # behind a locked door: needs the key
-                self.optimum[i] = len(shortest_plan(GridTwin(self.cells[i:i + 1], pose[i:i + 1])))
-        self.live, self.steps, self.won, self.back = list(range(n)), [0] * n, [False] * n, [0.] * n
+                twin = GridTwin(self.cells[i:i + 1], pose[i:i + 1])
+                self.optimum[i] = len(shortest_plan(twin))
+        self.live, self.steps = list(range(n)), [0] * n
+        self.won, self.back = [False] * n, [0.] * n
         self.trace = [[o] for o in self.obs]
 
     def seen(self, j):
-        "The cells of a room as they are now: doors open, keys are taken; under the agent is what was there."
+        """The cells of a room as they are now: doors open, keys are taken.
+
+        Under the agent is what was there."""
         if not self.symbols: return read_grid(self.envs[j])[0]
         return torch.where(self.obs[j][..., :1] == AGENT, self.cells[j], self.obs[j])
 
@@ -162,7 +181,8 @@ class Rooms:
             out, reward, terminated, truncated, _ = self.envs[j].step(action)
             self.obs[j] = torch.from_numpy(np.asarray(out['image']))
             self.cells[j] = self.seen(j)
-            self.steps[j] += 1; self.back[j] += float(reward); self.trace[j].append(self.obs[j])
+            self.steps[j] += 1; self.back[j] += float(reward)
+            self.trace[j].append(self.obs[j])
             self.won[j] = self.won[j] or reward > 0
             if not (terminated or truncated): still.append(j)
         ended, self.live = len(self.live) - len(still), still
@@ -170,18 +190,24 @@ class Rooms:
 
 # %% ../nbs/17_benchmark.ipynb #80414656
 def _play(agent, rooms, tally, bar):
-    "Play all rooms to their ends, judging every plan on the way; returns the first plans and their verdicts."
+    """Play all rooms to their ends, judging every plan on the way.
+
+    Returns the first plans and their verdicts."""
     first = None
     agent.begin(rooms.seeds)
     while rooms.live:
         agent.keep_only(rooms.live)
-        now, before, began = torch.stack([rooms.obs[j] for j in rooms.live]), agent.plans_made, time.perf_counter()
+        now, before = torch.stack([rooms.obs[j] for j in rooms.live]), agent.plans_made
+        began = time.perf_counter()
         actions = agent.act_batch(now)
         tally['seconds'] += time.perf_counter() - began
         if agent.plans_made > before:
-            v = judge_plan(agent.planner.model, agent.plan, now, rooms.cells[rooms.live])
-            tally.update(plans=len(now), single=int(v['single'].sum()), single_ok=int((v['ok'] & v['single']).sum()),
-                         reach=int(v['counts'].sum()), reach_ok=int((v['ok'] & v['counts']).sum()))
+            cells, count = rooms.cells[rooms.live], lambda which: int(which.sum())
+            v = judge_plan(agent.planner.model, agent.plan, now, cells)
+            single, reach = v['single'], v['counts']
+            tally.update(plans=len(now), single=count(single), reach=count(reach),
+                         single_ok=count(v['ok'] & single),
+                         reach_ok=count(v['ok'] & reach))
             first = first or (agent.plan, v)
         bar.update(rooms.step(actions.tolist()))
     return first
@@ -190,38 +216,47 @@ def _play(agent, rooms, tally, bar):
 def evaluate(
     agent: ChainAgent,
     episodes: int = 64,
-    seed: int = 2_000_000,    # of `env.reset`, the first; then the next ones, of spared layouts, if any were
+    seed: int = 2_000_000,    # the first; then the next ones, of spared layouts, if any
     env_id: str = None,       # default the agent's own
     batch: int = 64,          # rooms planned for at once
     progress: bool = True,
     keep: int = 0,            # keep the walks of the first `keep` rooms
-    spare: int = None,        # play the one layout in so many that training spared; 0: all; default the card's
+    spare: int = None,        # play one layout in so many; 0: all; default the card's
 ) -> dict:
-    """Run the agent in the real environment and report success, walk length against the exact optimum, and what the
-    plans promised against what happened."""
-    if episodes < 1: raise ValueError(f'episodes must be at least 1, got {episodes}')
+    """Run the agent in the real environment.
+
+    Reports success, walk length against the exact optimum, and what the plans promised
+    against what happened."""
+    if episodes < 1:
+        raise ValueError(f'episodes must be at least 1, got {episodes}')
     env_id, rows, walks, tally = env_id or agent.env_id, [], [], Counter()
-    spare = agent.card.get('recipe', {}).get('spare', 0) if spare is None else spare
+    if spare is None: spare = agent.card.get('recipe', {}).get('spare', 0)
     seeds, kinds = room_seeds(env_id, episodes, seed, spare), set()
-    with tqdm(total=episodes, desc='episodes', disable=None if progress else True, leave=False) as bar:
+    quiet = None if progress else True
+    with tqdm(total=episodes, desc='episodes', disable=quiet, leave=False) as bar:
         for start in range(0, episodes, batch):
-            rooms = Rooms(env_id, seeds[start:start + batch], agent.planner.model.config)
+            some, config = seeds[start:start + batch], agent.planner.model.config
+            rooms = Rooms(env_id, some, config)
             kinds |= {c.numpy().tobytes() for c in rooms.cells}
             plan, verdict = _play(agent, rooms, tally, bar)
             for j, s in enumerate(rooms.seeds):
-                rows.append(dict(seed=s, success=rooms.won[j], steps=rooms.steps[j], optimum=int(rooms.optimum[j]),
-                                 reward=rooms.back[j], predicted=float(plan.reward[j]),
-                                 promised=int(plan.times[j, plan.at[j]]), decoded=bool(verdict['at_goal'][j])))
-                if len(walks) < keep: walks.append(dict(trace=rooms.trace[j], **rows[-1]))
-    report = dict(env=env_id, episodes=episodes, seed=seed, spare=spare, layouts=len(kinds),
-                  **_summary(rows, tally), rows=rows, walks=walks)
+                rows.append(dict(seed=s, success=rooms.won[j], steps=rooms.steps[j],
+                                 optimum=int(rooms.optimum[j]), reward=rooms.back[j],
+                                 predicted=float(plan.reward[j]),
+                                 promised=int(plan.times[j, plan.at[j]]),
+                                 decoded=bool(verdict['at_goal'][j])))
+                if len(walks) < keep:
+                    walks.append(dict(trace=rooms.trace[j], **rows[-1]))
+    about = dict(env=env_id, episodes=episodes, seed=seed, spare=spare)
+    report = dict(**about, layouts=len(kinds), **_summary(rows, tally))
+    report |= dict(rows=rows, walks=walks)
     return report | dict(warning=promise_warning(report))
 
 # %% ../nbs/17_benchmark.ipynb #f4bdab31
 def promise_warning(
     report: dict,   # with episodes, predicted_reward, executed_reward, lawful_rate
 ) -> str:           # a sentence, or nothing
-    """What to say where predicted and executed reward part by more than their margins (95 %) explain.
+    """What to say where predicted and executed reward part beyond their margins.
 
     Such plans cannot be trusted."""
     said, done = report['predicted_reward'], report['executed_reward']
@@ -243,44 +278,59 @@ def _summary(rows, tally):
 
 # %% ../nbs/17_benchmark.ipynb #a93ad247
 def headline(report: dict) -> dict:
-    "What a card keeps of a report of `evaluate`: the averages, and each room's steps (0: not solved) and optimum."
-    keep = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success', 'steps_over_optimum', 'predicted_reward',
-            'executed_reward', 'lawful_rate')
-    return {k: round(v, 4) if isinstance(v := report[k], float) else v for k in keep} | dict(
-        steps=[r['steps'] * r['success'] for r in report['rows']], optimum=[r['optimum'] for r in report['rows']])
+    """What a card keeps of a report of `evaluate`.
+
+    The averages, and each room's steps (0: not solved) and optimum."""
+    keep = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success',
+            'steps_over_optimum', 'predicted_reward', 'executed_reward', 'lawful_rate')
+    short = {k: round(v, 4) if isinstance(v := report[k], float) else v for k in keep}
+    rows = report['rows']
+    return short | dict(steps=[r['steps'] * r['success'] for r in rows],
+                        optimum=[r['optimum'] for r in rows])
+
+# %% ../nbs/17_benchmark.ipynb #2a90ad32
+def _claims(card, episodes):
+    "The metrics on a card, and how many of its rooms are asked for. Raises `ValueError` where there are none."
+    if not (m := card.get('metrics')):
+        raise ValueError('the card of this checkpoint claims nothing; measure it with `ldp-tut eval --record`')
+    n = m['episodes'] if episodes is None else episodes
+    if not 1 <= n <= m['episodes']: raise ValueError(f'the card knows {m["episodes"]} rooms, got episodes={n}')
+    return m, n
 
 # %% ../nbs/17_benchmark.ipynb #c1e00012
 def reevaluate(
     agent: ChainAgent,
     episodes: int = None,   # the first so many rooms of the card's; default all
     progress: bool = True,
-) -> dict:                  # claimed, measured, rooms walked in as many steps, and whether the claim holds
+) -> dict:                  # claimed, measured, rooms walked alike, does it hold
     """Play the rooms again in which the card says this agent was measured.
 
-    It holds where success and length are what was claimed, but for rounding errors of other machines: three
-    standard errors, or one room in twenty, and five per cent of length. Raises `ValueError` for a card without
-    metrics or with fewer rooms."""
-    if not (m := agent.card.get('metrics')):
-        raise ValueError(
-            'the card of this checkpoint claims nothing; measure it with `ldp-tut eval --record`')
-    n = m['episodes'] if episodes is None else episodes
-    if not 1 <= n <= m['episodes']: raise ValueError(f'the card knows {m["episodes"]} rooms, got episodes={n}')
+    It holds where success and length are what was claimed, but for rounding errors of
+    other machines: three standard errors, or one room in twenty, and five per cent of
+    length. Raises `ValueError` for a card without metrics or with fewer rooms."""
+    m, n = _claims(agent.card, episodes)
     def mean(steps):
         lengths = [s / o for s, o in zip(steps, m['optimum']) if s and o]
-        return float(np.mean([s > 0 for s in steps])), float(np.mean(lengths)) if lengths else float('nan')
-    again = headline(evaluate(agent, n, m['seed'], m['env'], progress=progress, spare=m.get('spare', 0)))['steps']
+        solved = float(np.mean([s > 0 for s in steps]))
+        return solved, float(np.mean(lengths)) if lengths else float('nan')
+    spare = m.get('spare', 0)
+    report = evaluate(agent, n, m['seed'], m['env'], progress=progress, spare=spare)
+    again = headline(report)['steps']
     (p, length), (q, now) = mean(m['steps'][:n]), mean(again)
-    holds = q >= p - max(3 * math.sqrt(p * (1 - p) / n), 0.05) and (now <= 1.05 * length or not any(m['steps'][:n]))
-    return dict(env=m['env'], episodes=n, seed=m['seed'], claimed=dict(success=p, steps_over_optimum=length),
+    enough = q >= p - max(3 * math.sqrt(p * (1 - p) / n), 0.05)
+    short = now <= 1.05 * length or not any(m['steps'][:n])
+    return dict(env=m['env'], episodes=n, seed=m['seed'],
+                claimed=dict(success=p, steps_over_optimum=length),
                 measured=dict(success=q, steps_over_optimum=now),
-                same_steps=sum(a == b for a, b in zip(again, m['steps'])), holds=bool(holds))
+                same_steps=sum(a == b for a, b in zip(again, m['steps'])),
+                holds=bool(enough and short))
 
 # %% ../nbs/17_benchmark.ipynb #6f99cac4
 BELIEVED = 0.02  # a step with a smaller share than this is not searched
 
 def reachable(
     now: torch.Tensor,    # bool [b, K, W, H]: where the mover is
-    steps: torch.Tensor,  # [b, 2, K, K + 4, W, H], shares: of the first step and of later ones
+    steps: torch.Tensor,  # [b, 2, K, K + 4, W, H], shares: of first and later steps
 ) -> torch.Tensor:        # bool [b, K, W, H]
     "Every place to which steps that are believed possible lead, however many it takes."
     can = (steps > BELIEVED).float()
@@ -309,20 +359,21 @@ def _one_hot(score):
     return F.one_hot(best, score[0].numel()).view_as(score).bool()
 
 def _likeliest(score):
-    "Where the mover is, bool [b, K, cols, rows]: one place, in each of the modes that a frame leaves open."
+    "Where the mover is, bool: one place in each of the modes that a frame leaves open."
     return score >= score.flatten(1).amax(1)[:, None, None, None] - 0.01
 
 def best_place(
     model: ChainDenoiser,
     now: torch.Tensor,  # bool [b, K, cols, rows]: where the mover is
     scene: Scene,       # of b scenes
-) -> tuple:             # bool [b, K, cols, rows]: one place, in a mode of now; and the reward expected there [b]
+) -> tuple:             # bool [b, K, cols, rows], in a mode of now; reward there [b]
     "Of all places that can be reached, the one of which the reward head says most."
-    ever = reachable(now, scene.steps).unflatten(1, (model.modes, -1)).any(1)  # in any mode
+    by_mode = lambda places: places.unflatten(1, (model.modes, -1))
+    ever = by_mode(reachable(now, scene.steps)).any(1)          # in any mode
     said = model.said_of_places('reward', scene, model.config.longest)
     said = said.masked_fill(~ever[:, model.world.kind], -torch.inf)
-    by_kind = model.by_kind(said)                                              # [b, G, cols, rows]
-    mode = now.unflatten(1, (model.modes, -1)).flatten(2).any(2)               # [b, modes]
+    by_kind = model.by_kind(said)                               # [b, G, cols, rows]
+    mode = by_mode(now).flatten(2).any(2)                       # [b, modes]
     score = by_kind[:, None].masked_fill(~mode[:, :, None, None, None], -torch.inf)
     return _one_hot(score.flatten(1, 2)), said.flatten(1).amax(1).sigmoid()
 
@@ -332,43 +383,93 @@ def draw_place(
     place: torch.Tensor,  # bool [b, K, cols, rows], one place each
     scene: Scene,         # of b scenes
 ) -> torch.Tensor:        # [b, D]
-    "The latent of a frame with the mover in this place, and everything else as its mode shows it."
+    "The latent of a frame: the mover in this place, all else as its mode shows it."
     world, i = model.world, torch.arange(len(place), device=place.device)
-    at = place.unflatten(1, (model.modes, -1))                          # [b, modes, G, cols, rows]
-    mode, kind, there = at.flatten(2).any(2).int().argmax(1), at.any(1).flatten(2).any(2), at.any((1, 2))
+    at = place.unflatten(1, (model.modes, -1))               # [b, modes, G, cols, rows]
+    mode = at.flatten(2).any(2).int().argmax(1)
+    kind, there = at.any(1).flatten(2).any(2), at.any((1, 2))
     scenery = scene.contents[:, world.scenery] + scene.mode_shows[i, mode]
-    floor = (world.share * model.ground())[world.scenery].argmax()      # the commonest thing to stand on
-    hidden = model.hidden(scene.seen)[:, None]                          # by the mover, now
-    scenery = torch.where(hidden, F.one_hot(floor, scenery.shape[1]).to(scenery)[:, None, None], scenery)
-    looks = scene.contents[:, world.mover].masked_fill(~kind[:, world.kind, None, None], -torch.inf)
-    return world.embed(torch.where(there, world.mover[looks.argmax(1)], world.scenery[scenery.argmax(1)]))
+    # under the mover, now: the commonest thing to stand on
+    floor = (world.share * model.ground())[world.scenery].argmax()
+    floor = F.one_hot(floor, scenery.shape[1]).to(scenery)[:, None, None]
+    scenery = torch.where(model.hidden(scene.seen)[:, None], floor, scenery)
+    looks = scene.contents[:, world.mover]
+    looks = looks.masked_fill(~kind[:, world.kind, None, None], -torch.inf)
+    mover = world.mover[looks.argmax(1)]
+    return world.embed(torch.where(there, mover, world.scenery[scenery.argmax(1)]))
 
 # %% ../nbs/17_benchmark.ipynb #261aa928
 class ArgMaxPlanner(ChainPlanner):
-    "The far token is drawn where the reward head says most: no noise, no guide, one evaluation. The rest as ever."
+    """The far token is drawn where the reward head says most: no noise, no guide.
+
+    The rest as ever."""
     @torch.no_grad()
     def where(self, z0, scene, seeds, film=None):
-        place, worth = best_place(self.model, _likeliest(self.model.places_now(scene)), scene)
-        late = torch.full((len(z0), 1), self.model.longest, device=z0.device)
-        return Far(draw_place(self.model, place, scene)[:, None], late, worth[:, None])
+        model = self.model
+        place, worth = best_place(model, _likeliest(model.places_now(scene)), scene)
+        late = torch.full((len(z0), 1), model.longest, device=z0.device)
+        return Far(draw_place(model, place, scene)[:, None], late, worth[:, None])
 
+# %% ../nbs/17_benchmark.ipynb #c1e10028
 class SearchAgent(ChainAgent):
-    "No denoiser at all: `argmax` of the reward head, breadth-first search in the learned steps, inverse dynamics."
+    """No denoiser at all: `argmax` of the reward head, breadth-first search.
+
+    The action is read by inverse dynamics."""
     @torch.no_grad()
     def act_batch(self, obs):
-        if self.plan is None: super().act_batch(obs)  # one plan for the record, which it does not follow
+        if self.plan is None: super().act_batch(obs)  # for the record, not followed
         model = self.planner.model
-        scene = believable(model, model.observe(obs.to(self.planner.device)), self.config)
+        scene = model.observe(obs.to(self.planner.device))
+        scene = believable(model, scene, self.config)
         at, way = _likeliest(model.places_now(scene)), [model.latent_now(scene)]
-        best = best_place(model, at, scene)[0].any(1, keepdim=True).expand_as(at)  # any kind, any mode
-        left = steps_to(best, scene.steps[:, 1])
+        best = best_place(model, at, scene)[0].any(1, keepdim=True)
+        left = steps_to(best.expand_as(at), scene.steps[:, 1])  # any kind, any mode
         for s in range(model.world.config.max_gap):
-            ahead = one_step(at.float(), (scene.steps[:, min(s, 1)] > BELIEVED).float()) > 0
+            can = (scene.steps[:, min(s, 1)] > BELIEVED).float()
+            ahead = one_step(at.float(), can) > 0
             at = _one_hot(torch.where(ahead, -left, -2 * FAR))
             way.append(draw_place(model, at, scene))
         times = torch.arange(len(way), device=left.device).float().expand(len(obs), -1)
         self.step += 1
-        return next_action(self.planner, way[0], torch.stack(way, 1), times, scene).argmax(-1).cpu()
+        said = next_action(self.planner, way[0], torch.stack(way, 1), times, scene)
+        return said.argmax(-1).cpu()
+
+# %% ../nbs/17_benchmark.ipynb #3da8c9e2
+def seconds_per_call(f, at_least=1.):
+    "Seconds per call of `f`, averaged over at least that long, after one call to warm up."
+    f(); n, start = 0, time.perf_counter()
+    while time.perf_counter() - start < at_least: f(); n += 1
+    return (time.perf_counter() - start) / n
+
+def time_worlds(env_id, seed):
+    "Steps per second of the twin, of MiniGrid, and of the collector."
+    few = layouts(env_id, range(seed, seed + 512))
+    rooms = GridTwin(few.cells.repeat(8, 1, 1, 1), few.pose.repeat(8, 1), 10**9)
+    action = torch.randint(0, 3, (len(rooms),), generator=torch.Generator().manual_seed(seed))
+    env = make_env(env_id); env.reset(seed=seed)
+    def real():
+        if env.step(int(action[0]))[3]: env.reset(seed=seed)
+    start = time.perf_counter()
+    episodes = collect_rooms(env_id, 'wander', 512, seed, False)
+    spent = time.perf_counter() - start
+    twin = round(len(rooms) / seconds_per_call(lambda: rooms.step(action)))
+    return episodes, dict(twin_steps_per_second=twin, minigrid_steps_per_second=round(1 / seconds_per_call(real)),
+                          collected_steps_per_second=round(float(episodes.length.sum()) / spent))
+
+def time_training(model, windows, device):
+    "Tokens per second of a full training step of the denoiser, in bf16 where the device is made for it."
+    make = planner_batches(windows, 32, 8, model.config.longest)
+    some = (make(0, torch.Generator().manual_seed(seed)) for seed in range(100))
+    batch = next(b for b in some if b['times'].shape[1] == 8)  # not one of the two-token batches
+    batch, noise = {n: v.to(device) for n, v in batch.items()}, torch.Generator(device).manual_seed(0)
+    student = ChainDenoiser(model.config).to(device); student.world.freeze()
+    optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
+    def step():
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
+            loss = sum(planner_loss(student, batch, noise).values())
+        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        return loss.item()
+    return round(batch['times'].numel() / seconds_per_call(step, 3.))
 
 # %% ../nbs/17_benchmark.ipynb #9bfa2574
 def _around(cells, size):

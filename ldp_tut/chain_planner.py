@@ -6,8 +6,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/chain_planner.html.md"""
 
 # %% auto #0
 __all__ = ['single_steps', 'check_replan', 'check_at_least', 'PlanConfig', 'open_env', 'check_values', 'read_images',
-           'read_image', 'believable', 'ChainWorld', 'arrival_at', 'earliest_likely', 'best_discounted', 'Arrival',
-           'ChainPlanner', 'ChainAgent', 'save_agent', 'load_pretrained']
+           'read_image', 'believable', 'first_change', 'ChainWorld', 'arrival_at', 'earliest_likely', 'best_discounted',
+           'scenery_by_then', 'Arrival', 'ChainPlanner', 'ChainAgent', 'save_agent', 'load_pretrained']
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00005
 import math
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from .board import check_between, check_count, check_positive
-from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .checkpoints import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from .envs import make_env, split_agent
-from .exact import ChainConfig, ChainDenoiser, Scene, find_checkpoint, load_denoiser
+from .exact import ChainConfig, ChainDenoiser, Scene, load_denoiser
 from .planner import ORDERS, Agent, Destination, Far, FarFuturePlanner, load_agent
 from .planner import PlanConfig as FarFutureConfig
 from .train import pick_device
@@ -32,6 +32,8 @@ def single_steps(tokens: int) -> int:
     "Of so many tokens between, those at single steps; the others stand at strides."
     return tokens - tokens // 3
 
+
+# %% ../nbs/14b_chain_planner.ipynb #b1e10010
 def check_replan(replan, tokens, horizon):
     "As many tokens at single steps as are executed. Raises `ValueError` otherwise."
     single = tokens if 0 < horizon <= tokens + 1 else single_steps(tokens)
@@ -45,51 +47,59 @@ def check_at_least(one, **values):
     for name, value in values.items():
         if value < one: raise ValueError(f'{name} must be at least {one}, got {value}')
 
+def _check_planning(c):
+    "The options of a `PlanConfig`. Raises `ValueError` for one that cannot be, or two that exclude each other."
+    check_count(c.horizon, 'horizon', 0)
+    check_positive(c.limit, 'limit')
+    ends = dict(scale=(float('-inf'), float('inf')), slack=(0, float('inf')), trust=(0, float('inf')), eta=(0, 1))
+    for name, (low, high) in ends.items(): check_between(getattr(c, name), name, low, high)
+    counts = ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens')
+    check_at_least(1, **{n: getattr(c, n) for n in counts})
+    check_replan(c.replan, c.tokens, c.horizon)
+    if c.discount < 1 and c.horizon:
+        raise ValueError(
+            'choose one of discount and horizon: with a fixed horizon nothing is chosen')
+    if not 0 < c.discount <= 1: raise ValueError(f'discount must be above 0 and at most 1, got {c.discount}')
+    if not 0 <= c.least < 1: raise ValueError(f'least is a share of steps, from 0 to below 1, got {c.least}')
+    if c.order not in ORDERS:
+        raise ValueError(
+            f'unknown order {c.order!r}: choose one of {", ".join(ORDERS)}')
+
 # %% ../nbs/14b_chain_planner.ipynb #b1e00011
 @dataclass(frozen=True)
 class PlanConfig:
     "How to plan with trained networks."
     candidates: int = 3       # far tokens tried
-    votes: int = 1            # ways settled side by side; the first action is put to the vote
+    votes: int = 1            # ways settled side by side; their first actions vote
     far_iterations: int = 4   # sampler iterations for the far token
     iterations: int = 3       # sampler iterations for each of the tokens between
     tokens: int = 1           # tokens between now and the far one
-    order: str = 'near'       # which settle first: 'near', 'far', 'ends' (halving), 'all' (at once)
+    order: str = 'near'       # which settle first: 'near', 'far', 'ends' or 'all'
     scale: float = 10.        # guidance scale; 0 plans without looking for reward
-    limit: float = 2.         # trust region of the guide, in posterior standard deviations
+    limit: float = 2.         # trust region of the guide, posterior standard deviations
     eta: float = 1.           # noise kept while sampling: 0 DDIM, 1 DDPM
-    slack: float = 3.         # nats by which an arrival may be less likely than the likeliest
-    discount: float = 1.      # below 1, not slack: most probability times discount ** steps
-    least: float = 0.         # a step with a smaller share is not believed to be possible
-    absorb: bool = False      # nobody moves on from where the termination head sees an end
+    # nats by which an arrival may be less likely than the likeliest
+    slack: float = 3.
+    discount: float = 1.      # below 1, not slack: most p times discount ** steps
+    least: float = 0.         # a step with a smaller share is not believed in
+    absorb: bool = False      # nobody moves on from an end, says the termination head
     horizon: int = 0          # steps to the far token; 0: the denoiser says when
     replan: int = 1           # steps executed before planning again
     trust: float = 0.9        # a far token with this reward is remembered by the agent
 
-    def __post_init__(self):
-        check_count(self.horizon, 'horizon', 0)
-        check_positive(self.limit, 'limit')
-        ends = dict(scale=(float('-inf'), float('inf')), slack=(0, float('inf')), trust=(0, float('inf')), eta=(0, 1))
-        for name, (low, high) in ends.items(): check_between(getattr(self, name), name, low, high)
-        counts = ('far_iterations', 'iterations', 'candidates', 'votes', 'replan', 'tokens')
-        check_at_least(1, **{n: getattr(self, n) for n in counts})
-        check_replan(self.replan, self.tokens, self.horizon)
-        if self.discount < 1 and self.horizon:
-            raise ValueError(
-                'choose one of discount and horizon: with a fixed horizon nothing is chosen')
-        if not 0 < self.discount <= 1: raise ValueError(f'discount must be above 0 and at most 1, got {self.discount}')
-        if not 0 <= self.least < 1: raise ValueError(f'least is a share of steps, from 0 to below 1, got {self.least}')
-        if self.order not in ORDERS:
-            raise ValueError(
-                f'unknown order {self.order!r}: choose one of {", ".join(ORDERS)}')
+    def __post_init__(self): _check_planning(self)
 
     def for_planner(self) -> FarFutureConfig:
-        "What of this the far-future planner is told: one distance, whole steps. `Arrival` is told the rest."
-        same = ('candidates', 'votes', 'far_iterations', 'iterations', 'tokens', 'order', 'scale', 'limit', 'eta',
-                'horizon', 'replan', 'trust')
-        near = self.tokens if 0 < self.horizon <= self.tokens + 1 else single_steps(self.tokens)
-        return FarFutureConfig(horizons=1, far_eta=self.eta, near=near, whole_steps=True,
-                               **{name: getattr(self, name) for name in same})
+        """What of this the far-future planner is told: one distance, whole steps.
+
+        `Arrival` is told the rest."""
+        same = ('candidates', 'votes', 'far_iterations', 'iterations', 'tokens',
+                'order', 'scale', 'limit', 'eta', 'horizon', 'replan', 'trust')
+        short = 0 < self.horizon <= self.tokens + 1
+        near = self.tokens if short else single_steps(self.tokens)
+        told = {name: getattr(self, name) for name in same}
+        return FarFutureConfig(horizons=1, far_eta=self.eta, near=near,
+                               whole_steps=True, **told)
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00030
 def open_env(env_id: str, config: ChainConfig, **kwargs):
@@ -139,27 +149,55 @@ def believable(
     scene: Scene,
     config: PlanConfig,
 ) -> Scene:
-    "The scene; if asked for, nobody moves on from an end, and steps too unlikely to build a plan on are left out."
+    "The scene; if asked for, without moves from an end, and without unlikely steps."
     steps = scene.steps
     if config.absorb:
-        over = model.ends(scene).to(steps).repeat(1, model.modes, 1, 1)[:, None, :, None]
-        stay = torch.eye(steps.shape[2], steps.shape[3], device=steps.device)[:, :, None, None]
+        over = model.ends(scene).to(steps).repeat(1, model.modes, 1, 1)
+        over = over[:, None, :, None]
+        stay = torch.eye(*steps.shape[2:4], device=steps.device)[:, :, None, None]
         steps = steps * (1 - over) + over * stay
     if config.least:
         steps = steps * (steps >= config.least)
         steps = steps / steps.sum(3, keepdim=True).clamp(min=1e-9)
     return scene._replace(steps=steps)
 
+# %% ../nbs/14b_chain_planner.ipynb #40316ed0
+def first_change(
+    world,                  # the world model
+    z: torch.Tensor,        # [B, D], now
+    tokens: torch.Tensor,   # [B, H, D], a plan from now on
+    ahead: torch.Tensor,    # [B, H], steps from now to each
+    column: torch.Tensor,   # int64 [B], the token that is next
+    scene: Scene,           # of b scenes, B a multiple of b
+) -> torch.Tensor:          # int64 [B], a column
+    """The first token, from `column` on, in which the mover is not as it is now.
+
+    The one at `column`, if there is none within reach of inverse dynamics."""
+    most, H = world.config.max_gap, tokens.shape[1]
+    i, steps = (torch.arange(n, device=z.device) for n in (len(z), H - 1))
+    some = (column[:, None] + steps[:most]).clamp(max=H - 1)
+    frames = torch.cat([z[:, None], tokens[i[:, None], some]], 1)
+    pose = world.find_agent(world.decode(frames, _each(scene.seen, z))[0])[0]
+    other = (pose[:, 1:] != pose[:, :1]).any(-1) & (ahead.gather(1, some) <= most)
+    first = some.gather(1, other.int().argmax(1, keepdim=True))[:, 0]
+    return torch.where(other.any(1), first, column)
+
+def _each(seen, z): return seen.repeat_interleave(len(z) // len(seen), 0)
+
 # %% ../nbs/14b_chain_planner.ipynb #b1e00028
 class ChainWorld:
-    "A world of one mover, as the far-future planner asks for it: tokens are encoded frames."
+    "A world of one mover, as the planner asks for it: tokens are encoded frames."
     def __init__(self, model: ChainDenoiser, config: PlanConfig = PlanConfig()):
         self.model, self.config, w = model, config, model.world
-        self.latent_shape, self.actions = (w.config.channels * w.config.width * w.config.height,), w.config.actions
+        c, self.actions = w.config, w.config.actions
+        self.latent_shape = (c.channels * c.width * c.height,)
 
     def read(self, obs) -> Seen:
-        "Frames [B, ...], checked; one channel for each content. Raises `ValueError` for frames of another world."
-        seen = self.model.world.look(read_images(obs, self.model.config).to(self.model.world.table.device))
+        """Frames [B, ...], checked; one channel for each content.
+
+        Raises `ValueError` for frames of another world."""
+        images, world = read_images(obs, self.model.config), self.model.world
+        seen = world.look(images.to(world.table.device))
         return Seen(seen, seen.new_zeros(len(seen), 0))
 
     def scene(self, seen: Seen) -> Scene:
@@ -174,23 +212,17 @@ class ChainWorld:
         return self.model.world.contents[self.model.world.evidence(z).argmax(1)]
 
     def aim(self, z, tokens, ahead, column, scene):
-        "The first token, from `column` on, in which the mover is not as it is now; the one at `column`, if none is."
-        world, most, H = self.model.world, self.model.world.config.max_gap, tokens.shape[1]
-        i, seen = torch.arange(len(z), device=z.device)[:, None], _each(scene.seen, z)
-        some = (column[:, None] + torch.arange(min(most, H - 1), device=z.device)).clamp(max=H - 1)
-        shown = world.decode(torch.cat([z[:, None], tokens[i, some]], 1), seen)[0]
-        pose = world.find_agent(shown)[0]
-        other = (pose[:, 1:] != pose[:, :1]).any(-1) & (ahead.gather(1, some) <= most)
-        first = some.gather(1, other.int().argmax(1, keepdim=True))[:, 0]
-        return torch.where(other.any(1), first, column)
+        return first_change(self.model.world, z, tokens, ahead, column, scene)
 
     def action(self, z, later, gap, scene):
-        "Log-probabilities [B, A] of the action at z on the way to `later`. Uniform where that is too far to tell."
-        world, most = self.model.world, self.model.world.config.max_gap
-        logits = world.inverse_dynamics(z, later, gap.clamp(1, most), _each(scene.seen, z)).log_softmax(-1)
-        return torch.where((gap <= most)[:, None], logits, -math.log(logits.shape[-1]))
+        """Log-probabilities [B, A] of the action at z on the way to `later`.
 
-def _each(seen, z): return seen.repeat_interleave(len(z) // len(seen), 0)
+        Uniform where that is too far to tell."""
+        world, seen = self.model.world, _each(scene.seen, z)
+        most = world.config.max_gap
+        logits = world.inverse_dynamics(z, later, gap.clamp(1, most), seen)
+        said = logits.log_softmax(-1)
+        return torch.where((gap <= most)[:, None], said, -math.log(said.shape[-1]))
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00023
 def arrival_at(
@@ -201,9 +233,11 @@ def arrival_at(
     """Log-probability of standing in these cells after 1 .. longest steps.
 
     Candidates with less than half the best one's reward do not count."""
-    best = worth.amax(1, keepdim=True)  # what is near is soon reached: a little reward there would drown the rest
+    # what is near is soon reached: a little reward there would drown the rest
+    best = worth.amax(1, keepdim=True)
     there = (there & (worth >= 0.5 * best)[..., None, None]).any(1)
-    return torch.einsum('btgwh,bwh->bt', future.exp(), there.to(future)).clamp(min=1e-30).log()
+    chance = torch.einsum('btgwh,bwh->bt', future.exp(), there.to(future))
+    return chance.clamp(min=1e-30).log()
 
 def earliest_likely(
     arrival: torch.Tensor,  # [b, longest] from `arrival_at`
@@ -213,49 +247,69 @@ def earliest_likely(
     return (arrival >= arrival.max(1, keepdim=True).values - slack).int().argmax(1) + 1
 
 def best_discounted(arrival: torch.Tensor, discount: float) -> torch.Tensor:
-    "The arrival that is worth most, if every step costs; what is impossible is not cheap because it is soon."
-    cost = math.log(discount) * torch.arange(1, arrival.shape[1] + 1, device=arrival.device)
+    """The arrival that is worth most, if every step costs.
+
+    What is impossible is not cheap because it is soon."""
+    steps = torch.arange(1, arrival.shape[1] + 1, device=arrival.device)
+    cost = math.log(discount) * steps
     impossible = arrival < arrival.max(1, keepdim=True).values - 30
     return (arrival + cost).masked_fill(impossible, -torch.inf).argmax(1) + 1
+
+# %% ../nbs/14b_chain_planner.ipynb #d83a01bb
+@torch.no_grad()
+def scenery_by_then(
+    model: ChainDenoiser,
+    scene: Scene,           # of b scenes
+    shown: torch.Tensor,    # [b, C, V, cols, rows], the decoded far tokens
+    there: torch.Tensor,    # bool [b, C, cols, rows], their cells
+    joint: torch.Tensor,    # [b, longest, modes * G, cols, rows] of `arrival_by_mode`
+    kind: torch.Tensor,     # int64 [b, cols, rows], how each cell is entered
+    n: torch.Tensor,        # int64 [b], steps
+) -> torch.Tensor:          # logits [b, C, V - M, cols, rows]
+    """What far tokens show besides the mover.
+
+    The mode in which one most likely stands there by then."""
+    world, i = model.world, torch.arange(len(n), device=n.device)
+    scenery = shown[:, :, world.scenery]
+    if model.modes == 1 or joint is None: return scenery
+    entered = world.kind[kind][:, None, None].expand(-1, model.modes, -1, -1, -1)
+    by_mode = torch.gather(joint[i, n - 1], 2, entered)[:, :, 0]  # [b, modes, ...]
+    chance = torch.where(there[:, :, None], by_mode[:, None], 0).sum((3, 4))
+    mode = chance.argmax(2)
+    by_then = scene.contents[:, None, world.scenery]
+    by_then = by_then + scene.mode_shows[i[:, None], mode]
+    # under the mover, now: what is there only a denoised token tells
+    hidden = model.hidden(scene.seen)[:, None, None]
+    return torch.where(hidden, scenery, by_then)
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00025
 class Arrival:
     "*When*: how soon one can be there, and what one will look like by then."
-    def __init__(self, model: ChainDenoiser, config: PlanConfig): self.model, self.config = model, config
+    def __init__(self, model: ChainDenoiser, config: PlanConfig):
+        self.model, self.config = model, config
 
     def __call__(self, planner, z0, scene, far: Far) -> Destination:
-        "Of several far tokens, as they will be on arrival, the one that is both rewarding and likely."
+        "Of several far tokens, as they will be on arrival, a rewarding and likely one."
         shown = self.model.world.decode(far.z, scene.seen)[0]
         there, future = self.cells(shown), self.model.arrival_by_mode(scene)
         arrival = arrival_at(future[0], there, far.reward)
         n = self.choose(arrival)
         z, reward, chance = self.on_arrival(z0, scene, shown, there, future, n)
         best = (reward.clamp(min=1e-6).log() + chance).argmax(1)
-        return Destination.of(Far(z, n[:, None].expand_as(reward), reward), best, n, arrival)
+        far = Far(z, n[:, None].expand_as(reward), reward)
+        return Destination.of(far, best, n, arrival)
 
     def cells(self, decoded):
-        "The one cell in which each decoded frame [..., V, cols, rows] shows the mover, bool [..., cols, rows]."
+        "The cell [..., cols, rows] in which each frame [..., V, ...] shows the mover."
         _, share = self.model.world.find_agent(decoded)
-        return F.one_hot(share.flatten(-2).argmax(-1), share[0, 0].numel()).view_as(share).bool()
+        cell = share.flatten(-2).argmax(-1)
+        return F.one_hot(cell, share[0, 0].numel()).view_as(share).bool()
 
     def choose(self, arrival):  # [b, longest] -> int64 [b], steps
         c = self.config
         if c.horizon: return torch.full_like(arrival[:, 0], c.horizon).long()
-        return best_discounted(arrival, c.discount) if c.discount < 1 else earliest_likely(arrival, c.slack)
-
-    @torch.no_grad()
-    def scenery_by_then(self, scene, shown, there, joint, kind, n):
-        """What far tokens show besides the mover, logits [b, C, V - M, cols, rows].
-
-        The mode in which one most likely stands there by then."""
-        model, world, i = self.model, self.model.world, torch.arange(len(n), device=n.device)
-        scenery = shown[:, :, world.scenery]
-        if model.modes == 1 or joint is None: return scenery
-        entered = world.kind[kind][:, None, None].expand(-1, model.modes, -1, -1, -1)
-        by_mode = torch.gather(joint[i, n - 1], 2, entered)[:, :, 0]                # [b, modes, cols, rows]
-        mode = torch.where(there[:, :, None], by_mode[:, None], 0).sum((3, 4)).argmax(2)
-        hidden = model.hidden(scene.seen)[:, None, None]  # by the mover, now: what is there only a denoised token tells
-        return torch.where(hidden, scenery, scene.contents[:, None, world.scenery] + scene.mode_shows[i[:, None], mode])
+        if c.discount < 1: return best_discounted(arrival, c.discount)
+        return earliest_likely(arrival, c.slack)
 
     @torch.no_grad()
     def on_arrival(self,
@@ -265,12 +319,16 @@ class Arrival:
         there: torch.Tensor,    # bool [b, C, cols, rows], their cells
         future: tuple,          # from `arrival_by_mode`
         n: torch.Tensor,        # int64 [b], steps
-    ) -> tuple:                 # far tokens [b, C, D], their reward [b, C], log-probability to be there by then [b, C]
-        "The same places, entered the way one most likely would after n steps, in a world as it most likely is by then."
-        world, C, i = self.model.world, shown.shape[1], torch.arange(len(n), device=n.device)
-        chance, kind = future[0][i, n - 1].max(1)  # [b, cols, rows]: how likely, and which of the mover's contents?
-        scenery = self.scenery_by_then(scene, shown, there, future[1], kind, n)
-        far = world.embed(torch.where(there, world.mover[kind][:, None], world.scenery[scenery.argmax(2)]))
+    ) -> tuple:                 # far tokens [b, C, D]; reward, log-probability [b, C]
+        """The same places, entered the way one most likely would after n steps.
+
+        The world is as it most likely is by then."""
+        world, C = self.model.world, shown.shape[1]
+        i = torch.arange(len(n), device=n.device)
+        chance, kind = future[0][i, n - 1].max(1)  # [b, cols, rows]; kind: of the mover
+        rest = scenery_by_then(self.model, scene, shown, there, future[1], kind, n)
+        mover, scenery = world.mover[kind][:, None], world.scenery[rest.argmax(2)]
+        far = world.embed(torch.where(there, mover, scenery))
         times = torch.stack([torch.zeros_like(n), n], 1).float().repeat_interleave(C, 0)
         x = torch.stack([z0.repeat_interleave(C, 0), far.flatten(0, 1)], 1)
         reward = self.model.reward_of_last(x, times, scene).view(-1, C)
@@ -280,13 +338,14 @@ class Arrival:
 class ChainPlanner(FarFuturePlanner):
     """The far-future planner in a world of one mover, with its exact denoiser.
 
-    The board leads with its right edge. While the tokens between are pure noise they tell the far one nothing, so
-    they are left out until it is clean."""
+    The board leads with its right edge. While the tokens between are pure noise they
+    tell the far one nothing, so they are left out until it is clean."""
     def __init__(self, model: ChainDenoiser, config: PlanConfig = PlanConfig()):
         if (config.least or config.absorb) and not model.config.chain:
-            raise ValueError(
-                'least and absorb are about the steps of a chain, and this model was trained without one')
-        super().__init__(ChainWorld(model, config), model, config.for_planner(), Arrival(model, config))
+            raise ValueError('least and absorb are about the steps of a chain, '
+                             'and this model was trained without one')
+        world, when = ChainWorld(model, config), Arrival(model, config)
+        super().__init__(world, model, config.for_planner(), when)
 
     @property
     def model(self): return self.denoiser
@@ -294,14 +353,16 @@ class ChainPlanner(FarFuturePlanner):
     @property
     def device(self): return next(self.model.parameters()).device
 
-    def way_seeds(self, seeds): return [(s * 1_000_003 + v) % 2**62 for s in seeds for v in range(self.config.votes)]
+    def way_seeds(self, seeds):
+        votes = range(self.config.votes)
+        return [(s * 1_000_003 + v) % 2**62 for s in seeds for v in votes]
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00034
 class ChainAgent(Agent):
-    """A receding-horizon agent: plan, act for a few steps, plan again from where the world really is.
+    """Plan, act for a few steps, plan again from where the world really is.
 
-    Driven as gymnasium users expect, `agent.reset(seed=0)` then `action = agent.act(obs)`, or for many rooms at once
-    with `act_batch`."""
+    Driven as gymnasium users expect, `agent.reset(seed=0)` then `agent.act(obs)`; or
+    for many rooms at once with `act_batch`."""
     def __init__(self,
         model: ChainDenoiser,
         config: PlanConfig = PlanConfig(),
@@ -319,29 +380,29 @@ class ChainAgent(Agent):
         return self
 
     def act(self,
-        obs,            # what `FullyObsWrapper` returns: a dict with 'image', or the image itself
-    ) -> int:           # an action of the environment
-        "The next action. Raises `ValueError` for an observation this agent cannot read."
+        obs,    # what `FullyObsWrapper` returns: a dict with 'image', or the image
+    ) -> int:   # an action of the environment
+        "The next action. `ValueError` for an observation this agent cannot read."
         return int(self.act_batch(read_image(obs, self.planner.model.config)[None])[0])
 
     @torch.inference_mode(False)
     def act_batch(self,
-        obs,                # [B, cols, rows, 3], one row per room still going; or the dict of a vector environment
-    ) -> torch.Tensor:      # int64 [B]
-        """One action per room, for the rooms `begin` was told of; without it, for as many as there are, with seeds
-        that follow the one of `reset`.
+        obs,            # [B, cols, rows, 3], one for each room still going; or a dict
+    ) -> torch.Tensor:  # int64 [B]
+        """One action for each of the rooms that `begin` was told of.
 
-        Raises `ValueError` for another number of rooms, or observations this agent cannot read."""
+        Without it, for as many as there are, with seeds that follow the one of `reset`.
+        `ValueError` for another number of rooms, or what this agent cannot read."""
         obs = read_images(obs, self.planner.model.config)
         if self.seeds is None: self.begin(range(self.seed, self.seed + len(obs)))
         if len(obs) != len(self.rows):
-            raise ValueError(
-                f'{len(obs)} observations for {len(self.rows)} rooms: `begin(seeds)` starts new ones, '
-                '`keep_only(rows)` goes on with some')
+            raise ValueError(f'{len(obs)} observations for {len(self.rows)} rooms: '
+                             '`begin(seeds)` starts new ones, '
+                             '`keep_only(rows)` goes on with some')
         return torch.from_numpy(super().act_batch(obs))
 
     def keep_only(self, rows):
-        "Go on with these rooms only (indices into the seeds of `begin`); the others have ended."
+        "Go on with these rooms only (indices into the seeds of `begin`)."
         if rows == self.rows: return
         self.keep([self.rows.index(r) for r in rows])
         self.rows = list(rows)

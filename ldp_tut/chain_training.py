@@ -32,13 +32,18 @@ def plan_levels(
     K: int,                # trained levels
     generator: torch.Generator,
 ) -> torch.Tensor:         # int64 [B, H]; the first token, now, is clean
-    "Clean tokens beside noisy ones in every proportion: what a planner meets that settles some tokens before others."
-    r = lambda *n: torch.rand(*n, generator=generator, device=generator.device)
-    draw = lambda low, *n: torch.randint(low, K + 1, n, generator=generator, device=generator.device)
+    """Clean tokens beside noisy ones in every proportion.
+
+    It is what a planner meets that settles some tokens before others."""
+    how = dict(generator=generator, device=generator.device)
+    r = lambda *n: torch.rand(*n, **how)
+    draw = lambda low, *n: torch.randint(low, K + 1, n, **how)
     clean = r(B, H) < 0.95 * r(B, 1)
     clean[:, 0] = True
-    clean.scatter_(1, r(B, H).argmax(1, keepdim=True).clamp(min=1), False)  # at least one token has something to learn
-    shared = torch.where(r(B, 1) < 0.3, K, draw(K // 4, B, 1))              # below a quarter of K nothing is in doubt
+    noisy = r(B, H).argmax(1, keepdim=True).clamp(min=1)
+    clean.scatter_(1, noisy, False)  # at least one token has something to learn
+    # below a quarter of K nothing is in doubt
+    shared = torch.where(r(B, 1) < 0.3, K, draw(K // 4, B, 1))
     k = torch.where(r(B, 1) < 0.2, draw(1, B, H), shared)
     k = torch.where((r(B, H) < 0.3) & (r(B, 1) < 0.3), K, k)
     return torch.where(clean, 0, k)
@@ -47,7 +52,7 @@ def plan_levels(
 def planner_batches(
     windows: Windows,
     size: int = 32,            # plans in a batch
-    tokens: int = 10,          # in three of four batches; the others are of two tokens, as when the far one is sought
+    tokens: int = 10,          # in three of four batches; the others have two tokens
     longest: int = 24,         # steps ahead, at most
 ) -> Callable:                 # (step, generator) -> batch for `planner_loss`
     "Windows with random time offsets: a context token now, some between, one far."
@@ -58,9 +63,11 @@ def planner_batches(
         offsets = random_offsets(B, H, longest, generator)
         t = windows.tokens(episode, start, offsets)
         number = lambda name: torch.from_numpy(t[name]).float()
-        return dict(frames=windows.frames(episode[:, None], t['time']), times=torch.from_numpy(offsets).float(),
-                    action=torch.from_numpy(t['action'].astype('int64')), success=number('success'),
-                    termination=number('terminated'), valid=number('valid'))
+        return dict(frames=windows.frames(episode[:, None], t['time']),
+                    times=torch.from_numpy(offsets).float(),
+                    action=torch.from_numpy(t['action'].astype('int64')),
+                    success=number('success'), termination=number('terminated'),
+                    valid=number('valid'))
     return make
 
 # %% ../nbs/14c_chain_training.ipynb #b1e00039
@@ -69,50 +76,82 @@ def place_loss(
     p: Prediction,
     held: torch.Tensor,  # int64 [B, H, cols, rows], contents
 ) -> tuple:              # two of [B, H]
-    "Negative log-likelihood of the mover's place and, summed over the other cells, of the scenery."
+    "Nats: of the mover's place and, summed over the other cells, of the scenery."
     content, cell, _ = world.locate(held)
     moves = torch.isin(held, world.mover)
     index = torch.searchsorted(world.scenery, held).clamp(max=len(world.scenery) - 1)
     at = content * moves[0, 0].numel() + cell
     place = -torch.gather(p.heads['place'].flatten(2), 2, at[..., None])[..., 0]
-    scenery = -torch.gather(p.heads['scenery'], 2, torch.where(moves, 0, index)[:, :, None])[:, :, 0]
+    shown = torch.where(moves, 0, index)[:, :, None]
+    scenery = -torch.gather(p.heads['scenery'], 2, shown)[:, :, 0]
     return place, (scenery * ~moves).sum((2, 3))
 
+# %% ../nbs/14c_chain_training.ipynb #d1e10039
 def planner_loss(
     model: ChainDenoiser,
     batch: dict,
     generator: torch.Generator,
 ) -> dict:
-    """Name every place and content; and on every token at every level, reward, termination and action.
+    """Name every place and content, on every token at every level.
 
-    The heads learn on the noise they will see."""
-    net, valid = getattr(model, 'module', model), batch['valid']  # .module: under accelerate launch
+    And reward, termination and action: heads learn on the noise they will see."""
+    net = getattr(model, 'module', model)  # .module: under accelerate launch
+    valid = batch['valid']
     held = net.world.read(batch['frames'])
     z, K = net.world.embed(held), net.schedule.K
-    k = torch.where(valid > 0, plan_levels(*valid.shape, K, generator), K)  # padding is pure noise
-    noisy = add_noise(net.schedule, z, k, torch.randn(z.shape, generator=generator, device=z.device))
+    k = plan_levels(*valid.shape, K, generator)
+    k = torch.where(valid > 0, k, K)  # padding is pure noise
+    noise = torch.randn(z.shape, generator=generator, device=z.device)
+    noisy = add_noise(net.schedule, z, k, noise)
     p = model(noisy, k, batch['times'], batch['frames'][:, 0])
     mean = lambda e, w: (e * w).sum() / w.sum().clamp(min=1)
     def yes(name, truth):
         said = p.heads[name][..., 0].float()
-        return mean(F.binary_cross_entropy_with_logits(said, truth, reduction='none'), valid)
+        error = F.binary_cross_entropy_with_logits(said, truth, reduction='none')
+        return mean(error, valid)
     place, scenery = place_loss(net.world, p, held)
     acts = (batch['action'] >= 0).float() * valid
-    said, done = p.heads['action'].float().flatten(0, 1), batch['action'].clamp(min=0).flatten()
-    action, noisy = F.cross_entropy(said, done, reduction='none').view_as(acts), valid * (k > 0)
-    return dict(place=mean(place, noisy), scenery=mean(scenery, noisy), reward=3 * yes('reward', batch['success']),
-                termination=3 * yes('termination', batch['termination']), action=0.3 * mean(action, acts))
+    said = p.heads['action'].float().flatten(0, 1)
+    done = batch['action'].clamp(min=0).flatten()
+    action = F.cross_entropy(said, done, reduction='none').view_as(acts)
+    noisy = valid * (k > 0)
+    return dict(place=mean(place, noisy), scenery=mean(scenery, noisy),
+                reward=3 * yes('reward', batch['success']),
+                termination=3 * yes('termination', batch['termination']),
+                action=0.3 * mean(action, acts))
+
+# %% ../nbs/14c_chain_training.ipynb #d1e10041
+def _check_recipe(r):
+    "The options of a `Recipe`. Raises `ValueError` for one that cannot be, or two that exclude each other."
+    for name in ('seed', 'walk'): check_count(getattr(r, name), name, 0)
+    for name in ('world_lr', 'lr', 'shift'): check_positive(getattr(r, name), name)
+    check_between(r.latent_noise, 'latent_noise', 0, float('inf'), '[)')
+    if r.view not in ('full', 'rgb'):
+        raise ValueError(
+            f"unknown view {r.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")
+    counts = ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels')
+    check_at_least(1, **{n: getattr(r, n) for n in counts})
+    if r.precision not in ('auto', 'no', 'bf16'):
+        raise ValueError(
+            f"precision must be 'auto', 'no' or 'bf16', got {r.precision!r}")
+    if r.spare < 0 or r.spare == 1:
+        raise ValueError(
+            f'one layout in {r.spare} cannot be spared: 0 for none, or at least 2')
+    if r.modes and r.changes: raise ValueError('choose one of modes and changes')
+    if not 2 <= r.tokens <= r.longest + 1:
+        raise ValueError(
+            f'tokens must lie between 2 and longest + 1 = {r.longest + 1}, got {r.tokens}')
 
 # %% ../nbs/14c_chain_training.ipynb #b1e00041
 @dataclass(frozen=True)
 class Recipe:
     "Everything that makes a planner, its data included."
     env_id: str = 'MiniGrid-FourRooms-v0'
-    # by a twin that knows the rules: wander (shortest ways to random cells), fiddle (the
-    # same, trying keys and doors) or random
+    # by a twin that knows the rules: wander (shortest ways to random cells), fiddle
+    # (the same, trying keys and doors) or random
     policy: str = 'wander'
     episodes: int = 8000         # to collect, in layouts 0 .. episodes-1
-    walk: int = 0                # steps after which a walk is cut off; 0: the environment's own limit
+    walk: int = 0                # most steps to a walk; 0: the environment's own limit
     world_steps: int = 1000      # optimiser steps of the world model
     world_lr: float = 3e-3       # its peak learning rate
     steps: int = 1500            # optimiser steps of the denoiser
@@ -121,9 +160,9 @@ class Recipe:
     tokens: int = 8              # tokens in a plan
     chain: bool = True           # messages from step to step in the denoiser
     modes: bool = False          # look for modes of the world: a door, a key
-    changes: bool = False        # two modes instead: as the scene shows doors, or not any more
+    changes: bool = False        # two modes instead: doors as now seen, or not any more
     window: bool = False         # read only the part of a frame where something is
-    view: str = 'full'           # 'full': symbols; 'rgb': pixels, eight by eight for each cell
+    view: str = 'full'           # 'full': symbols; 'rgb': pixels, eight by eight a cell
     channels: int = 4            # latent numbers per cell
     latent_noise: float = 1.     # standard deviation of noise that latents must survive
     scene_width: int = 48        # channels of the network that reads the scene
@@ -131,27 +170,9 @@ class Recipe:
     longest: int = 44            # farthest far token, in steps
     spare: int = 0               # one layout in so many is kept for tests; 0: none
     seed: int = 0                # first layout, and of all randomness
-    precision: str = 'auto'      # 'no' (float32), 'bf16', or 'auto', whichever the device is made for
+    precision: str = 'auto'      # 'no' (float32), 'bf16' or 'auto', what suits
 
-    def __post_init__(self):  # before anything is played
-        for name in ('seed', 'walk'): check_count(getattr(self, name), name, 0)
-        for name in ('world_lr', 'lr', 'shift'): check_positive(getattr(self, name), name)
-        check_between(self.latent_noise, 'latent_noise', 0, float('inf'), '[)')
-        if self.view not in ('full', 'rgb'):
-            raise ValueError(
-                f"unknown view {self.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")
-        counts = ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels')
-        check_at_least(1, **{n: getattr(self, n) for n in counts})
-        if self.precision not in ('auto', 'no', 'bf16'):
-            raise ValueError(
-                f"precision must be 'auto', 'no' or 'bf16', got {self.precision!r}")
-        if self.spare < 0 or self.spare == 1:
-            raise ValueError(
-                f'one layout in {self.spare} cannot be spared: 0 for none, or at least 2')
-        if self.modes and self.changes: raise ValueError('choose one of modes and changes')
-        if not 2 <= self.tokens <= self.longest + 1:
-            raise ValueError(
-                f'tokens must lie between 2 and longest + 1 = {self.longest + 1}, got {self.tokens}')
+    def __post_init__(self): _check_recipe(self)  # before anything is played
 
 # %% ../nbs/14c_chain_training.ipynb #b1e00042
 def check_goal(env_id: str, seed: int = 0):
@@ -198,9 +219,10 @@ def _untrained(r, world_model):
     model.world.freeze()
     return model
 
+# %% ../nbs/14c_chain_training.ipynb #d1e10043
 def train_planner(
     recipe: Recipe,
-    out,                       # folder for data, resumable runs and the finished checkpoint
+    out,                       # folder for data, resumable runs and the checkpoint
     device: str = 'auto',
     progress: bool = True,
     plan=None,                 # a `PlanConfig`; default its defaults
@@ -211,22 +233,27 @@ def train_planner(
     Killed and called again with the same folder, it goes on where it stopped."""
     out, r, common = Path(out), recipe, dict(device=device, progress=progress)
     check_goal(r.env_id, r.seed)
-    if r.precision == 'auto': r = replace(r, precision='bf16' if fast_bf16(pick_device(device)) else 'no')
+    if r.precision == 'auto':
+        r = replace(r, precision='bf16' if fast_bf16(pick_device(device)) else 'no')
     windows = Windows(_collected(r, out / 'data', progress), r.view)
     made_of = _recipe_of_runs(r, out / 'data')
-    options = {n: getattr(r, n) for n in ('modes', 'window', 'changes', 'channels', 'latent_noise')}
-    world_model = make_world(windows, r.seed, **options)
-    world_run = fit(world_model, world_loss, world_batches(windows, 64, r.longest, world_model.config.max_gap),
-                    TrainConfig(steps=r.world_steps, lr=r.world_lr, warmup=20, seed=r.seed, precision='no'),
-                    out / 'world.safetensors', recipe={n: made_of[n] for n in _WORLD_OPTIONS}, **common)
+    names = ('modes', 'window', 'changes', 'channels', 'latent_noise')
+    world_model = make_world(windows, r.seed, **{n: getattr(r, n) for n in names})
+    batches = world_batches(windows, 64, r.longest, world_model.config.max_gap)
+    how = TrainConfig(r.world_steps, r.world_lr, warmup=20, seed=r.seed, precision='no')
+    world_run = fit(world_model, world_loss, batches, how, out / 'world.safetensors',
+                    recipe={n: made_of[n] for n in _WORLD_OPTIONS}, **common)
     model = _untrained(r, world_model)
-    run = fit(model, planner_loss, planner_batches(windows, r.batch, r.tokens, r.longest),
-              TrainConfig(steps=r.steps, lr=r.lr, warmup=50, ema=0.998, seed=r.seed, precision=r.precision),
-              out / 'planner.safetensors', recipe=made_of | dict(world=fingerprint(world_model.state_dict())), **common)
+    batches = planner_batches(windows, r.batch, r.tokens, r.longest)
+    how = TrainConfig(r.steps, r.lr, warmup=50, ema=0.998, seed=r.seed,
+                      precision=r.precision)
+    made_of = made_of | dict(world=fingerprint(world_model.state_dict()))
+    run = fit(model, planner_loss, batches, how, out / 'planner.safetensors',
+              recipe=made_of, **common)
     data = dict(episodes=len(windows), steps=int(windows.length.sum()), policy=r.policy,
                 success=float(windows.success.mean()))
-    about = dict(licence='Apache-2.0', recipe=asdict(r), data=data,
-                 seconds=dict(world=round(world_run.seconds), planner=round(run.seconds)))
+    seconds = dict(world=round(world_run.seconds), planner=round(run.seconds))
+    about = dict(licence='Apache-2.0', recipe=asdict(r), data=data, seconds=seconds)
     if 'extended' in run.card: about |= dict(extended=run.card['extended'])
     agent = ChainAgent(model.eval(), plan or PlanConfig(), about | (card or {}))
     save_agent(out / 'agent.safetensors', agent, agent.card)

@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/checkpoints.html.md"""
 # %% auto #0
 __all__ = ['BUSY', 'plain_name', 'plain_state', 'load_plain', 'CheckpointError', 'card_text', 'untied', 'check_checkpoint_path',
            'save_checkpoint', 'load_checkpoint', 'load_weights', 'DownloadError', 'cache_folder', 'check_file',
-           'file_sha256', 'download']
+           'file_sha256', 'download', 'checkpoint_shelf', 'list_pretrained', 'find_checkpoint']
 
 # %% ../nbs/93_checkpoints.ipynb #c93a0005
 import hashlib
@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -254,3 +255,35 @@ def _fetch(url, part, sha256, progress, tries, timeout):
                                     f'expected {sha256[:16]}…; nothing was kept')
     where = ' where it stopped' if part.exists() else ''
     raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; call again to go on{where}')
+
+# %% ../nbs/93_checkpoints.ipynb #a1e00039
+def checkpoint_shelf():
+    "Where the checkpoints lie that come with the package."
+    return resources.files('ldp_tut') / 'checkpoints'
+
+def list_pretrained() -> dict:
+    """What can be loaded by name.
+
+    For each: where it is downloaded from, if it did not come with the package, its
+    SHA-256 and its size."""
+    return json.loads((checkpoint_shelf() / 'registry.json').read_text())
+
+def find_checkpoint(
+    name: str,              # one of `list_pretrained()`, a path, or an address
+    sha256: str = None,     # of the file, where `name` is an address
+    progress: bool = True,  # of a download
+):                          # a path
+    "The file behind it. Raises `CheckpointError` for a name nobody knows."
+    if str(name).startswith(('http://', 'https://')):
+        if not sha256:
+            raise ValueError(f'to load {name}, say what it must be: sha256=... (64 hexa'
+                             'decimal digits; whoever offers the file should give them)')
+        return download(str(name), sha256, progress=progress)
+    if str(name).endswith('.safetensors'): return name
+    shipped, known = checkpoint_shelf() / f'{name}.safetensors', list_pretrained()
+    if shipped.is_file(): return shipped
+    if name not in known:
+        raise CheckpointError(f'no checkpoint is called {name!r}: choose one of '
+                              f'{sorted(known)}, or give the path or address of a '
+                              '.safetensors file')
+    return download(known[name]['url'], known[name]['sha256'], progress=progress)

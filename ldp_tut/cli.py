@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/command_line.html.md"""
 # %% auto #0
 __all__ = ['Options', 'Switch', 'only_one', 'COMMANDS', 'OF_ROOMS', 'CLAIMS', 'KEYS', 'KEYS_ANYWHERE', 'Asked', 'Collect',
            'Train', 'AnyRecipe', 'Measured', 'Plan', 'Eval', 'Bench', 'Which', 'is_exact', 'unchecked', 'read_card',
-           'is_generic', 'planning_options', 'with_options', 'show_commands', 'read_command', 'usual_policy', 'summary',
+           'is_generic', 'planning_options', 'with_options', 'read_command', 'show_commands', 'usual_policy', 'summary',
            'run_collect', 'run_train', 'exact_recipe', 'train_exact', 'data_for', 'train_any', 'measure_any',
            'run_plan', 'film_of_rooms', 'run_eval', 'eval_rooms', 'check_rooms', 'eval_any', 'check_any', 'run_bench',
            'main']
@@ -50,17 +50,18 @@ class Collect(Asked):
 # %% ../nbs/21_command_line.ipynb #7ca02ad6
 @dataclass(frozen=True)
 class Train(Asked, Generic[Options]):
-    """Make a planner: collect walks or read data, learn the latent world, learn to denoise in it.
+    """Make a planner: collect or read data, learn the world, learn to denoise in it.
 
-    Goes on where a killed run stopped. In MiniGrid rooms the denoiser is the exact one, and the options are those
-    below; `ldp-tut train --env CartPole-v1 --help` shows the options for all other worlds."""
+    Goes on where a killed run stopped. In MiniGrid rooms the denoiser is the exact one,
+    and the options are those below; `ldp-tut train --env CartPole-v1 --help` shows the
+    options for all other worlds."""
     # a Gymnasium id; default MiniGrid-FourRooms-v0, or what the data say
     env: str | None = None
-    # learn from these and play nothing: a folder of .npz episodes, a trajectory store, or
-    # minari:ID
+    # learn from these and play nothing: a folder of .npz episodes, a trajectory store,
+    # or minari:ID
     data: str | None = None
-    # exact: of rooms in which one thing moves; field: of grids of symbols; transformer: of
-    # vectors and pictures; auto: exact where MiniGrid is played, else what fits the data
+    # exact: of rooms in which one thing moves; field: of grids of symbols; transformer:
+    # of vectors and pictures; auto: exact where MiniGrid is played, else what fits
     denoiser: Literal['auto', 'exact', 'field', 'transformer'] = 'auto'
     # folder for data, resumable runs and agent.safetensors; default runs/fourrooms for
     # the exact denoiser, runs/NAME for others
@@ -68,14 +69,15 @@ class Train(Asked, Generic[Options]):
     device: str = 'auto'  # auto, cpu, cuda, cuda:N or mps
     recipe: OmitArgPrefixes[Options] = None
 
+# %% ../nbs/21_command_line.ipynb #7ca12ad6
 @dataclass(frozen=True)
 class AnyRecipe:
-    "What makes a planner for any world: what is played, and what `train_planner` takes."
+    "What makes a planner for any world: what is played, what `train_planner` takes."
     policy: str | None = None    # random or waypoints (mazes); default what fits
     episodes: int | None = None  # episodes to collect; default data_steps
     data_steps: int = 50_000     # steps to collect
     walk: int = 0                # steps after which an episode is cut off; 0: never
-    spare: int = 0               # rooms: one layout in so many is kept for tests; 0: none
+    spare: int = 0               # rooms: one layout in so many kept for tests; 0: none
     steps: int = 4000            # optimiser steps of the denoiser
     minutes: float | None = None # or as many steps as take this long here
     radius: float | None = None  # how near to its goal is there; default as in the data
@@ -109,7 +111,7 @@ class Measured(Asked, Generic[Options]):
 
 @dataclass(frozen=True)
 class Plan(Measured[Options], Generic[Options]):
-    """Plan in new rooms, report, and write a film: plans, drawn with more tokens than the agent uses, beside its walk.
+    """Plan in new rooms, report, and write a film: plans beside the walk.
 
     In other worlds: plan in new episodes, and report."""
     # where the film of a room goes; empty for none; default plan.gif in rooms
@@ -119,7 +121,7 @@ only_one = tyro.conf.create_mutex_group(required=False)
 
 @dataclass(frozen=True)
 class Eval(Measured[Options], Generic[Options]):
-    "Measure a checkpoint over many new rooms, of layouts kept aside in training where any were, or new episodes."
+    "Measure a checkpoint over many new rooms, of layouts kept aside, or episodes."
     episodes: int = 256
     # play what the checkpoint's card claims again; exit status 1 if the claim does not
     # hold
@@ -130,7 +132,7 @@ class Eval(Measured[Options], Generic[Options]):
 
 @dataclass(frozen=True)
 class Bench(Asked):
-    "Time this machine in a checkpoint's rooms: environment steps/s, training tokens/s, ms per plan."
+    "Time this machine in a checkpoint's rooms: environment, training, plans."
     checkpoint: str = 'fourrooms'  # a name, a .safetensors file, or its address
     sha256: str | None = None      # of the file, where the checkpoint is an address
     device: str = 'auto'           # auto, cpu, cuda, cuda:N or mps
@@ -154,12 +156,11 @@ def is_exact(a) -> bool:
     return a.data is None and (a.env or 'MiniGrid-').startswith('MiniGrid-')
 
 def unchecked(config, *hidden):
-    """A configuration's fields as options, without those in `hidden`.
-
-    Its checks are left out, too: they are made when the configuration itself is, and complain in one sentence."""
-    class Unchecked(config):  # tyro finds the comments of its fields in the class it comes from
+    "A configuration's fields as options, without those in `hidden`, and unchecked."
+    left_out = {f.name: Suppress[f.type] for f in fields(config) if f.name in hidden}
+    class Unchecked(config):  # tyro finds the comments of fields in the parent class
         __doc__ = config.__doc__
-        __annotations__ = {f.name: Suppress[f.type] for f in fields(config) if f.name in hidden}
+        __annotations__ = left_out
         def __post_init__(self): pass
     for name in hidden: setattr(Unchecked, name, getattr(config, name))
     return dataclass(frozen=True)(Unchecked)
@@ -167,8 +168,7 @@ def unchecked(config, *hidden):
 # %% ../nbs/21_command_line.ipynb #fc363915
 def read_card(a) -> tuple:
     "The file of a checkpoint, which may be a name or an address, and its card."
-    from ldp_tut.exact import find_checkpoint
-    from ldp_tut.checkpoints import load_checkpoint
+    from ldp_tut.checkpoints import find_checkpoint, load_checkpoint
     path = find_checkpoint(a.checkpoint, a.sha256, not a.json)
     return path, load_checkpoint(path)[1]
 
@@ -179,7 +179,7 @@ def planning_options(card):
     from ldp_tut import chain_planner, planner
     options = unchecked((planner if is_generic(card) else chain_planner).PlanConfig)
     try: return options, options(**card['plan'])
-    except (KeyError, TypeError): return options, options()  # loading it will say what is wrong
+    except (KeyError, TypeError): return options, options()  # loading will complain
 
 def with_options(command, words):
     "A command's class for what is asked, and its defaults."
@@ -193,12 +193,6 @@ def with_options(command, words):
     from ldp_tut.chain_training import Recipe
     options = unchecked(Recipe, 'env_id', 'seed')
     return kind[options], kind(recipe=options())
-
-def show_commands(argv):
-    "Help on all commands, or what is wrong with a command that is none of them; ends the program."
-    every = [Annotated[Asked, subcommand(n, description=c.__doc__.split('\n')[0])] for n, c in COMMANDS.items()]
-    told = 'Plan by denoising the future: collect, train, plan, evaluate, measure.'
-    tyro.cli(Union[tuple(every)], args=argv, prog='ldp-tut', description=told)
 
 def read_command(argv) -> tuple:
     "The command's name, and what is asked of it."
@@ -238,6 +232,38 @@ def _given(a, *names):
     return ' '.join(f'--{n.replace("_", "-")} {getattr(a, n)}' for n in names
                     if getattr(a, n) != getattr(default, n))
 
+def show_commands(argv):
+    "Help on all commands, or what is wrong with a command that is none of them; ends the program."
+    every = [Annotated[Asked, subcommand(n, description=c.__doc__.split('\n')[0])] for n, c in COMMANDS.items()]
+    told = 'Plan by denoising the future: collect, train, plan, evaluate, measure.'
+    tyro.cli(Union[tuple(every)], args=argv, prog='ldp-tut', description=told)
+
+def _check_wishes(a):
+    "What is asked for that cannot be, or nothing that could."
+    if not a.data and a.denoiser == 'transformer' and (a.env or '').startswith('MiniGrid-'):
+        raise ValueError('the transformer reads vectors and pictures, not grids of symbols: leave out --denoiser')
+    if not (a.data or a.env): raise ValueError('this denoiser needs a world: give --env or --data')
+
+def _check_fits(denoiser, spaces):
+    "The learned denoiser for such data; raises `ValueError` where another is asked for."
+    fits = 'field' if spaces.view == 'symbols' else 'transformer'
+    if denoiser in ('auto', fits): return fits
+    raise ValueError(f'these data are {spaces.view}: choose --denoiser {fits}, or leave it out')
+
+def _place(a, card):
+    if env_id := a.env or card.get('env_id'): return env_id
+    raise ValueError(f'{a.checkpoint} comes from data that name no environment: say where to play with --env')
+
+def _check_limit(a, env_id, env):
+    own = getattr(env.unwrapped, 'max_steps', None)  # some keep their clock themselves
+    if a.most is None and getattr(env.spec, 'max_episode_steps', None) is None and own is None:
+        raise ValueError(f'{env_id} has no limit of steps: give one with --most')
+
+def _check_rooms(a):
+    if not is_generic(read_card(a)[1]): return
+    raise ValueError(f'bench times rooms, and {a.checkpoint} is not a far-future planner with the exact denoiser: '
+                     'choose one; `ldp-tut plan` says how long a step takes elsewhere')
+
 # %% ../nbs/21_command_line.ipynb #0c2b4939
 def usual_policy(env_id) -> str:
     "Of worlds of a kind: who wanders everywhere."
@@ -249,7 +275,8 @@ def summary(data) -> dict:
     from ldp_tut.data import data_card
     card = data_card(data)
     if hasattr(data, 'success'):
-        return dict(episodes=card['episodes'], steps=card['steps'], success=card['rewarded'])
+        return dict(episodes=card['episodes'], steps=card['steps'],
+                    success=card['rewarded'])
     return card
 
 def run_collect(a) -> dict:
@@ -260,7 +287,7 @@ def run_collect(a) -> dict:
     _writable(a.out)
     if store.shards(): store.cards()
     policy = a.policy or usual_policy(a.env)
-    data = collect(a.env, policy, a.episodes, a.seed, progress=not a.json, steps=a.steps)
+    data = collect(a.env, policy, a.episodes, a.seed, not a.json, steps=a.steps)
     about = dict(env_id=a.env, policy=policy, seed=a.seed)
     shard, seconds = store.append(data, about), time.perf_counter() - began
     speed = round(float(data.length.sum()) / seconds)
@@ -273,9 +300,7 @@ def _git(*words):
     return subprocess.run(['git', *words], **how).stdout.strip()
 
 def _commit():
-    """The commit this file is of.
-
-    None where the repository around it is another's, as that around a virtual environment is."""
+    "The commit this file is of; None where the repository around it is another's, as around a virtual environment."
     try:
         at = Path(__file__).resolve()
         top = Path(_git('rev-parse', '--show-toplevel')).resolve()
@@ -324,7 +349,7 @@ def train_exact(a) -> dict:
     return dict(checkpoint=str(out / 'agent.safetensors'), denoiser='exact', **losses,
                 **{k: agent.card[k] for k in ('data', 'seconds', 'command', 'commit', 'device')})
 
-# %% ../nbs/21_command_line.ipynb #1e95b984
+# %% ../nbs/21_command_line.ipynb #56a8a4ef
 def data_for(a, out) -> tuple:
     "The data a recipe speaks of, read or played, and the id of their environment, if anybody says."
     from ldp_tut.data import as_frames, collect
@@ -352,37 +377,37 @@ def _check_same_data(folder, have, about):
     if other: raise ValueError(f'{folder} holds other data than the recipe asks for ({"; ".join(other)}): '
                                'choose another --out')
 
+# %% ../nbs/21_command_line.ipynb #1e95b984
 def train_any(a) -> dict:
     "A planner for any world, from its data alone."
     from ldp_tut.board import check_count
+    from ldp_tut.checkpoints import find_checkpoint
     from ldp_tut.data import make_any
-    from ldp_tut.exact import find_checkpoint
     from ldp_tut.planner import PlannerRecipe, save_agent, train_planner
     from ldp_tut.train import pick_device
     from ldp_tut.worlds import Spaces, check_environment
     r, device = a.recipe, str(pick_device(a.device))
-    if not a.data and a.denoiser == 'transformer' and (a.env or '').startswith('MiniGrid-'):
-        raise ValueError('the transformer reads vectors and pictures, not grids of symbols: leave out --denoiser')
-    if not (a.data or a.env): raise ValueError('this denoiser needs a world: give --env or --data')
-    out = Path(a.out or f'runs/{a.env or Path(a.data.rstrip("/")).name.replace("minari:", "")}')
+    _check_wishes(a)
+    name = a.env or Path(a.data.rstrip('/')).name.replace('minari:', '')
+    out = Path(a.out or f'runs/{name}')
     learning = {f.name: getattr(r, f.name) for f in fields(PlannerRecipe)}
     if r.start_from: learning['start_from'] = str(find_checkpoint(r.start_from))
-    PlannerRecipe(**learning), check_count(r.steps, 'steps')  # before anything is played
+    PlannerRecipe(**learning), check_count(r.steps, 'steps')  # before anything is done
     _writable(out)
     data, env_id = data_for(a, out)
     spaces = Spaces.of(data)
     if env_id: check_environment(make_any(env_id), spaces)
-    fits = 'field' if spaces.view == 'symbols' else 'transformer'
-    if a.denoiser not in ('auto', fits):
-        raise ValueError(f'these data are {spaces.view}: choose --denoiser {fits}, or leave it out')
-    agent = train_planner(data, r.steps, r.minutes, out=out, seed=a.seed, device=a.device,
-                          progress=not a.json, **learning)
-    command = _command(r, env=a.env, data=a.data, seed=a.seed, denoiser=fits if a.denoiser == 'field' else None)
+    fits = _check_fits(a.denoiser, spaces)
+    agent = train_planner(data, r.steps, r.minutes, out=out, seed=a.seed,
+                          device=a.device, progress=not a.json, **learning)
+    asked = dict(env=a.env, data=a.data, seed=a.seed)
+    command = _command(r, **asked, denoiser=fits if a.denoiser == 'field' else None)
     agent.card |= dict(env_id=env_id, command=command, commit=_commit(), device=device)
     if r.spare: agent.card['data'] = agent.card['data'] | dict(spare=r.spare)
     path = save_agent(out / 'agent.safetensors', agent)
-    return dict(checkpoint=str(path), env=env_id, planner_loss=_last_loss(agent.history),
-                **{k: agent.card[k] for k in ('denoiser', 'data', 'seconds', 'command', 'commit', 'device')})
+    keep = ('denoiser', 'data', 'seconds', 'command', 'commit', 'device')
+    loss, told = _last_loss(agent.history), {k: agent.card[k] for k in keep}
+    return dict(checkpoint=str(path), env=env_id, planner_loss=loss, **told)
 
 # %% ../nbs/21_command_line.ipynb #7e7a3bd4
 def _overrides(a, card):
@@ -420,30 +445,30 @@ def measure_any(a, path, card) -> tuple:
     from ldp_tut.rooms import walk_rooms
     from ldp_tut.worlds import check_environment
     agent = load_agent(path, a.device, **_overrides(a, card))
-    env_id = a.env or agent.card.get('env_id')
-    if env_id is None:
-        raise ValueError(f'{a.checkpoint} comes from data that name no environment: say where to play with --env')
+    env_id = _place(a, agent.card)
     env = make_any(env_id)
     check_environment(env, agent.planner.world.spaces)
-    own = getattr(env.unwrapped, 'max_steps', None)  # some keep their clock themselves
-    if a.most is None and getattr(env.spec, 'max_episode_steps', None) is None and own is None:
-        raise ValueError(f'{env_id} has no limit of steps: give one with --most')
+    _check_limit(a, env_id, env)
     env.close()
     data, how = agent.card.get('data', {}), dict(most=a.most, progress=not a.json)
     if twin_knows(env_id, None, {}):
         spare = data.get('spare', 0) if env_id == agent.card.get('env_id') else 0
         r = walk_rooms(agent, env_id, a.episodes, a.seed, spare, **how)
     else: r = play(agent, env_id, a.episodes, a.seed, whole=True, **how)
-    keep = ('episodes', 'seed', 'success', 'mean_return', 'predicted_reward', 'executed_reward', 'mean_steps')
+    keep = ('episodes', 'seed', 'success', 'mean_return', 'predicted_reward',
+            'executed_reward', 'mean_steps', 'warning')
     keep += tuple(n for n in OF_ROOMS if n in r)
-    report = dict(env=env_id, denoiser=agent.card['denoiser'], **{k: r[k] for k in keep}, warning=r['warning'],
-                  data_return=data.get('mean_return'), data_steps=data.get('mean_length'))
-    return agent, report | dict(ms_per_step=1000 * r['seconds'] / sum(x['steps'] for x in r['rows']),
-                                device=str(next(agent.planner.denoiser.parameters()).device), checkpoint=a.checkpoint)
+    kind, steps = agent.card['denoiser'], sum(row['steps'] for row in r['rows'])
+    report = dict(env=env_id, denoiser=kind, **{k: r[k] for k in keep})
+    report |= dict(data_return=data.get('mean_return'),
+                   data_steps=data.get('mean_length'))
+    device = next(agent.planner.denoiser.parameters()).device
+    return agent, report | dict(ms_per_step=1000 * r['seconds'] / steps,
+                                device=str(device), checkpoint=a.checkpoint)
 
 # %% ../nbs/21_command_line.ipynb #93e34716
 def run_plan(a) -> dict:
-    "Evaluate a few episodes; film the first room that is solved (the first one, if none is)."
+    "Evaluate a few episodes; film the first room that is solved, or the first one."
     gif = 'plan.gif' if a.gif is None else a.gif
     if gif: _gif_name(gif)
     path, card = read_card(a)
@@ -538,76 +563,33 @@ def check_any(a, path, card) -> dict:
 
 def _shallow(a): return {f.name: getattr(a, f.name) for f in fields(a)}
 
-# %% ../nbs/21_command_line.ipynb #8ced135f
-def _seconds(f, at_least=1.):
-    "Seconds per call of `f`, averaged over at least that long, after one call to warm up."
-    f(); n, start = 0, time.perf_counter()
-    while time.perf_counter() - start < at_least: f(); n += 1
-    return (time.perf_counter() - start) / n
-
-def _bench_worlds(env_id, seed):
-    "Steps per second of the twin, of MiniGrid, and of the collector."
-    import torch
-    from ldp_tut.data import collect_rooms
-    from ldp_tut.envs import GridTwin, layouts, make_env
-    few = layouts(env_id, range(seed, seed + 512))
-    rooms = GridTwin(few.cells.repeat(8, 1, 1, 1), few.pose.repeat(8, 1), 10**9)
-    action = torch.randint(0, 3, (len(rooms),), generator=torch.Generator().manual_seed(seed))
-    env = make_env(env_id); env.reset(seed=seed)
-    def real():
-        if env.step(int(action[0]))[3]: env.reset(seed=seed)
-    start = time.perf_counter()
-    episodes = collect_rooms(env_id, 'wander', 512, seed, False)
-    spent = time.perf_counter() - start
-    twin = round(len(rooms) / _seconds(lambda: rooms.step(action)))
-    return episodes, dict(twin_steps_per_second=twin, minigrid_steps_per_second=round(1 / _seconds(real)),
-                          collected_steps_per_second=round(float(episodes.length.sum()) / spent))
-
 # %% ../nbs/21_command_line.ipynb #964a4d44
-def _bench_training(model, windows, device):
-    "Tokens per second of a full training step of the denoiser, in bf16 where the device is made for it."
-    import torch
-    from ldp_tut.chain_training import planner_batches, planner_loss
-    from ldp_tut.exact import ChainDenoiser
-    from ldp_tut.train import fast_bf16
-    make = planner_batches(windows, 32, 8, model.config.longest)
-    some = (make(0, torch.Generator().manual_seed(seed)) for seed in range(100))
-    batch = next(b for b in some if b['times'].shape[1] == 8)  # not one of the two-token batches
-    batch, noise = {n: v.to(device) for n, v in batch.items()}, torch.Generator(device).manual_seed(0)
-    student = ChainDenoiser(model.config).to(device); student.world.freeze()
-    optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
-    def step():
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bf16(device)):
-            loss = sum(planner_loss(student, batch, noise).values())
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
-        return loss.item()
-    return round(batch['times'].numel() / _seconds(step, 3.))
-
 def run_bench(a) -> dict:
-    """Environment steps/s (twin and MiniGrid itself), training tokens/s, ms per plan, plans/s on this machine.
+    """Environment steps/s, training tokens/s, ms per plan, plans/s on this machine.
 
-    Plans alone are the first in a room, and later ones; in batches they are first ones."""
+    Plans alone are the first in a room, and later ones; in batches first ones."""
     import torch
+    from ldp_tut.bench import seconds_per_call, time_training, time_worlds
     from ldp_tut.data import Windows
-    if is_generic(read_card(a)[1]):
-        raise ValueError(f'bench times rooms, and {a.checkpoint} is not a far-future planner with the exact denoiser: '
-                         'choose one; `ldp-tut plan` says how long a step takes elsewhere')
+    _check_rooms(a)
     agent = _load(a)
     planner, device = agent.planner, agent.planner.device
-    episodes, report = _bench_worlds(agent.env_id, a.seed)
+    episodes, report = time_worlds(agent.env_id, a.seed)
     windows = Windows(episodes, 'rgb' if planner.model.config.world.patch else 'full')
     frames = lambda n: windows.frames([i % len(windows) for i in range(n)], [0] * n)
     def each(n, **known):
         obs = frames(n)
-        return _seconds(lambda: planner.plan(obs, range(n), **known), 2.) / n
+        return seconds_per_call(lambda: planner.plan(obs, range(n), **known), 2.) / n
     first = planner.plan(frames(1), [0])
     report['ms_per_plan'] = round(1000 * each(1), 1)
     # an agent that believed its first plan knows where to be
-    report['ms_per_later_plan'] = round(1000 * each(1, known=first.z[range(1), first.at]), 1)
+    known = first.z[range(1), first.at]
+    report['ms_per_later_plan'] = round(1000 * each(1, known=known), 1)
     for n in (16, 64) if device.type == 'cpu' else (64, 1024):
         report[f'plans_per_second_in_batches_of_{n}'] = round(1 / each(n), 1)
-    report['training_tokens_per_second'] = _bench_training(planner.model.cpu(), windows, device)
-    return dict(device=str(device), threads=torch.get_num_threads(), **report)
+    rate = time_training(planner.model.cpu(), windows, device)
+    return dict(device=str(device), threads=torch.get_num_threads(), **report,
+                training_tokens_per_second=rate)
 
 # %% ../nbs/21_command_line.ipynb #5a2ed612
 KEYS = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success', 'steps_over_optimum', 'predicted_reward',
@@ -671,10 +653,10 @@ def _as_json(command, r):
 
 # %% ../nbs/21_command_line.ipynb #63a60b57
 def _print(text) -> int:
-    "Print to whoever still reads: in `ldp-tut plan | head -1` nobody may, and that is no error to report."
+    "Print; in `ldp-tut plan | head -1` nobody may read it, which is no error."
     try: print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+    except BrokenPipeError:  # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
 

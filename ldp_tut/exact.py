@@ -7,15 +7,12 @@ Docs: https://ldp-tut.github.io/ldp_tut/exact.html.md"""
 # %% auto #0
 __all__ = ['SHARP', 'OLD_NAMES', 'ChainConfig', 'evidence', 'arriving', 'one_step', 'one_step_back', 'messages', 'Scene',
            'SceneReader', 'hint_by_count', 'signs_of_change', 'log_unchanged', 'hint_by_change', 'SceneryLayer',
-           'two_clocks', 'SceneryCorrection', 'HeadTrunk', 'OneMoverModel', 'TokenEvidence', 'ChainBelief',
-           'ExactDenoiser', 'ChainDenoiser', 'checkpoint_shelf', 'list_pretrained', 'find_checkpoint', 'renamed',
-           'config_from', 'load_denoiser']
+           'two_clocks', 'SceneryCorrection', 'HeadTrunk', 'OneMoverModel', 'TokenEvidence', 'ChainMessages',
+           'ChainBelief', 'ExactDenoiser', 'Oracle', 'ChainDenoiser', 'renamed', 'config_from', 'load_denoiser']
 
 # %% ../nbs/14_exact.ipynb #a1e00005
-import json
 import math
 from dataclasses import dataclass
-from importlib import resources
 from typing import NamedTuple
 
 import torch
@@ -23,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .checkpoints import CheckpointError, download, load_checkpoint
+from .checkpoints import CheckpointError, find_checkpoint, load_checkpoint
 from .ddpm import NoiseSchedule, cosine_schedule, shifted
 from .forcing import Prediction, fourier
 from .world import NEIGHBOURS, SceneEncoder, WorldConfig, WorldModel
@@ -53,7 +50,7 @@ def evidence(
     k: torch.Tensor,          # int64 [B, H]
     schedule: NoiseSchedule,
 ) -> torch.Tensor:            # float [B, H, V, cols, rows]
-    "How well each content fits each cell, as a log-likelihood up to a constant (@eq-evidence)."
+    "How well each content fits each cell, log, up to a constant (@eq-evidence)."
     a = schedule.alpha_bar[k].clamp(max=0.999)  # a clean token is evidence enough
     return world.evidence(x, a.sqrt(), 1 - a)
 
@@ -63,18 +60,20 @@ def arriving(
 ) -> torch.Tensor:       # [B, G, 4, cols, rows]
     "The steps to the four neighbours, by the cell in which they end."
     n = len(NEIGHBOURS)
-    return torch.stack([step[:, :, i - n].roll(d, (2, 3)) for i, d in enumerate(NEIGHBOURS)], 2)
+    moved = [step[:, :, i - n].roll(d, (2, 3)) for i, d in enumerate(NEIGHBOURS)]
+    return torch.stack(moved, 2)
 
 def _beside(m, sign):
-    """What the four neighbours of each cell hold, 0 beyond the edge; with sign -1, the four of which it is the
-    neighbour."""
+    """What the four neighbours of each cell hold, 0 beyond the edge.
+
+    With sign -1, the four of which it is the neighbour."""
     (cols, rows), around = m.shape[2:], F.pad(m, (1, 1, 1, 1))
     x, y = ([1 + sign * d[i] for d in NEIGHBOURS] for i in (0, 1))
     return [around[:, :, a:a + cols, b:b + rows] for a, b in zip(x, y)]
 
 def one_step(
     m: torch.Tensor,            # [B, G, cols, rows]: how likely each place is
-    step: torch.Tensor,         # [B, G, G + 4, cols, rows]: to the G kinds here, to 4 cells
+    step: torch.Tensor,         # [B, G, G + 4, cols, rows]: to G kinds here, 4 cells
     into: torch.Tensor = None,  # `arriving(step)`, where it is needed more than once
 ) -> torch.Tensor:              # [B, G, cols, rows]; what leads out of the grid is lost
     "A step forwards in time."
@@ -92,11 +91,12 @@ def one_step_back(m, step):
 
 # %% ../nbs/14_exact.ipynb #a1e00016
 def _at_every_step(fits, times, last, floor):
-    "Likelihoods of the tokens, by step: 1 where none stands; a list of `last + 1`, each [B, G, cols, rows]."
-    (B, H), index = times.shape, torch.arange(len(times), device=times.device)[:, None]
+    "Likelihoods of the tokens, by step, 1 where none is: `last + 1` of [B, G, ...]."
+    (B, H), device = times.shape, times.device
+    index = torch.arange(B, device=device)[:, None]
     seen = (fits - fits.amax((2, 3, 4), keepdim=True)).exp().clamp(min=floor)
-    column = torch.arange(H, device=times.device).expand(B, H)
-    token = torch.full((B, last + 2), H, device=times.device)  # H: no token stands there
+    column = torch.arange(H, device=device).expand(B, H)
+    token = torch.full((B, last + 2), H, device=device)  # H: no token stands there
     token = token.scatter(1, times.long().clamp(max=last + 1), column)[:, :-1]
     return torch.cat([seen, torch.ones_like(seen[:, :1])], 1)[index, token].unbind(1)
 
@@ -104,18 +104,20 @@ def _normalised(m, floor): return (m / m.sum((1, 2, 3), keepdim=True)).clamp(min
 
 # %% ../nbs/14_exact.ipynb #a1e00017
 def messages(
-    fits: torch.Tensor,   # [B, H, G, cols, rows]: how well places fit tokens, log-likelihood
+    fits: torch.Tensor,   # [B, H, G, cols, rows]: how well places fit tokens, log
     times: torch.Tensor,  # [B, H], rising, in steps
-    steps: torch.Tensor,  # [B, 2, G, G + 4, cols, rows]: of the first step, and of later ones
+    steps: torch.Tensor,  # [B, 2, G, G + 4, cols, rows]: a first step, later ones
     last: int,            # steps in the chain, at most
     floor: float = 1e-30, # under every message and every likelihood
-    beyond: torch.Tensor = None,  # [B, G, cols, rows]: what tokens after the last step say there
+    beyond: torch.Tensor = None,  # [B, G, cols, rows]: what later tokens say at the end
     part: str = 'both',   # or 'before', 'after': only that message, no tuple
 ) -> tuple:               # two of [B, H, G, cols, rows], logs up to a constant
-    """What the tokens before, and those after, say of each place: sum-product over all steps (@eq-messages).
+    """What the tokens before, and those after, say of each place (@eq-messages).
 
-    Without `beyond` no time may lie after the last step; tokens that do are told nothing."""
-    if times.device.type == 'cpu': last = min(last, int(times.max()))  # elsewhere, asking would mean waiting
+    Without `beyond` no time may lie after the last step; tokens that do are told
+    nothing."""
+    if times.device.type == 'cpu':  # elsewhere, asking would mean waiting
+        last = min(last, int(times.max()))
     index, t = torch.arange(len(times), device=times.device)[:, None], times.long()
     likelihood = _at_every_step(fits, times, last, floor)
     nothing = torch.ones_like(likelihood[0])
@@ -126,11 +128,13 @@ def messages(
     if part != 'after':
         into = arriving(steps.flatten(0, 1)).unflatten(0, (len(times), 2))
         for s in range(last):
-            m = one_step(before[-1] * likelihood[s], steps[:, min(s, 1)], into[:, min(s, 1)])
+            now, i = before[-1] * likelihood[s], min(s, 1)
+            m = one_step(now, steps[:, i], into[:, i])
             before.append(_normalised(m, floor))
     if part != 'before':
         end = t.clamp(max=last + 1)[:, -1:]
-        over = (torch.arange(last + 1, device=t.device) > end)[..., None, None, None].unbind(1)
+        over = torch.arange(last + 1, device=t.device) > end
+        over = over[..., None, None, None].unbind(1)
         for s in range(last, 0, -1):  # of what comes after a plan, nothing is known
             m = one_step_back(after[-1] * likelihood[s], steps[:, min(s - 1, 1)])
             after.append(torch.where(over[s], nothing, _normalised(m, floor)))
@@ -141,17 +145,19 @@ def messages(
 class Scene(NamedTuple):
     """All that is worked out once per plan about the current frame, for b scenes.
 
-    The last field is about where plans end."""
+    `contents` leaves the mover apart: what cells hold if it is elsewhere, and its looks
+    there. K is G times the modes; `mode_shows` is what each adds to the scenery. The
+    last four may be empty; the last one is about where B plans end."""
     cell_features: torch.Tensor  # [b, F, cols, rows], where the layers start
-    contents: torch.Tensor       # [b, V, cols, rows], log: what cells hold if the mover is elsewhere; its looks there
+    contents: torch.Tensor       # [b, V, cols, rows], log: what cells hold
     place_vectors: torch.Tensor  # [b, places, place_dim]: what it means to be there
-    steps: torch.Tensor          # [b, 2, K, K + 4, cols, rows], shares: first step, later ones; K is G times the modes
-    mode_shows: torch.Tensor     # [b, modes, V - M, cols, rows], logits: what each mode adds to the scenery
-    seen: torch.Tensor           # [b, V, cols, rows], the frame itself, one channel per content
-    other: torch.Tensor          # [b, V, cols, rows]: contents that would mean a change; or empty
-    log_unchanged: torch.Tensor  # [b]: how likely it is that nothing has changed, if nothing is known; or empty
-    from_now: torch.Tensor       # [b, longest + 1, K, cols, rows], log: messages from now to later steps; or empty
-    from_far: torch.Tensor       # [B, K, cols, rows]: what a clean far token says, for each plan; or empty
+    steps: torch.Tensor          # [b, 2, K, K + 4, cols, rows]: shares, first and later
+    mode_shows: torch.Tensor     # [b, modes, V - M, cols, rows], logits
+    seen: torch.Tensor           # [b, V, cols, rows], the frame, a channel per content
+    other: torch.Tensor          # [b, V, cols, rows]: what would mean a change
+    log_unchanged: torch.Tensor  # [b]: that nothing has changed, if nothing is known
+    from_now: torch.Tensor       # [b, longest + 1, K, cols, rows], log: messages
+    from_far: torch.Tensor       # [B, K, cols, rows]: what clean far tokens say
 
 # %% ../nbs/14_exact.ipynb #a1e00020
 SHARP = 5.  # logits of the scene may move this much faster than an optimiser's step lets a weight
@@ -178,9 +184,9 @@ def hint_by_count(
     a: torch.Tensor,      # [B, H, 1], alpha_bar of each token
     trust: torch.Tensor,  # how much a clean frame tells
 ) -> torch.Tensor:        # [B, H, modes], logits
-    """How far the scenery of each token, what the mover hides left out, is from each mode's.
+    """How far the scenery of each token is from each mode's.
 
-    A noisy token does not tell."""
+    What the mover hides is left out. A noisy token does not tell."""
     count = fits.softmax(2)[:, :, world.scenery].sum((3, 4)).clamp(max=2)
     return -trust * a / (1 - a) * (count[:, :, None] - world.modes).pow(2).sum(-1)
 
@@ -189,8 +195,9 @@ def signs_of_change(
     world: WorldModel,
     seen: torch.Tensor,  # [b, V, cols, rows], a scene
 ) -> torch.Tensor:       # float [b, V, cols, rows]
-    """Which contents of each cell would mean that something has changed: other scenery, or the mover where it could
-    not have been."""
+    """Which contents of each cell would mean that something has changed.
+
+    Other scenery, or the mover where it could not have been."""
     held = seen.argmax(1)
     could = world.ground(held).to(seen)[:, None].expand(-1, len(world.mover), -1, -1)
     hidden = torch.isin(held, world.mover)[:, None]  # under the mover, nothing would
@@ -202,7 +209,7 @@ def log_unchanged(
     other: torch.Tensor,     # from `signs_of_change`
     fits=0.,                 # evidence, if there is any
 ) -> torch.Tensor:           # [...]
-    "How likely it is that no cell is other than the scene shows, log. The mover is anywhere."
+    "Log-probability that no cell is other than the scene shows; the mover is anywhere."
     places = len(world.mover) * contents.shape[-2] * contents.shape[-1]
     logits = fits + contents.index_fill(-3, world.mover, -math.log(places))
     changed = (logits.softmax(-3) * other).sum(-3).clamp(max=1 - 1e-6)
@@ -214,7 +221,7 @@ def hint_by_change(
     times: torch.Tensor,  # [B, H]
     scene: Scene,
 ) -> torch.Tensor:        # [B, H, 2], logits
-    """Likelihoods of a token in which no cell is other than the scene shows, and of one in which some cell is.
+    """Likelihoods of a token in which no cell is other than shown, or some cell is.
 
     Now, none is."""
     each = lambda t: t.repeat_interleave(len(fits) // len(scene.seen), 0)[:, None]
@@ -369,47 +376,53 @@ class OneMoverModel(nn.Module):
 class TokenEvidence(OneMoverModel):
     "What each token says of itself."
     def of_itself(self, x, k, scene):
-        """What each token says of itself, logits: of the mover's places [B, H, M, cols, rows], of the scenery, and
-        the evidence alone."""
+        """Logits of the mover's places [B, H, M, cols, rows], and of the scenery.
+
+        And the evidence alone."""
         fits = evidence(self.world, x, k, self.schedule)
-        own = fits + scene.contents.float().repeat_interleave(len(x) // len(scene.seen), 0)[:, None]
+        prior = scene.contents.float().repeat_interleave(len(x) // len(scene.seen), 0)
+        own = fits + prior[:, None]
         scenery = own[:, :, self.world.scenery]
-        return own[:, :, self.world.mover] - scenery.logsumexp(2, keepdim=True), scenery, fits
+        place = own[:, :, self.world.mover] - scenery.logsumexp(2, keepdim=True)
+        return place, scenery, fits
 
     def hint(self, fits, k, times, scene):
         "What each token says of the mode it is in, logits [B, H, modes]."
-        if self.world.config.changes: return hint_by_change(self.world, fits, times, scene)
+        if self.world.config.changes:
+            return hint_by_change(self.world, fits, times, scene)
         if self.modes == 1: return fits.new_zeros(*k.shape, 1)
         a = self.schedule.alpha_bar[k].clamp(max=0.999)[..., None]
         return hint_by_count(self.world, fits, a, F.softplus(self.mode_trust))
 
     def own_state(self, place, fits, k, times, scene):
-        "The same of places and modes together [B, H, modes * G, cols, rows]; and the hint."
-        hint = self.hint(fits, k, times, scene)
-        own = self.by_kind(place)
-        return (own[:, :, None] + hint[..., None, None, None]).flatten(2, 3), own, hint
+        "Of places and modes together [B, H, modes * G, cols, rows]; and the hint."
+        own, hint = self.by_kind(place), self.hint(fits, k, times, scene)
+        both = own[:, :, None] + hint[..., None, None, None]
+        return both.flatten(2, 3), own, hint
 
     def latent_now(self, scene):
         "The clean token of the current frames [b, D]."
         return self.world.embed(scene.seen.argmax(1))
 
     def places_now(self, scene):
-        "Where the mover is now, and in which mode the world is: logits [b, K, cols, rows]."
+        "Where the mover is now, and in which mode the world is: logits [b, K, ...]."
         k = scene.seen.new_zeros(len(scene.seen), 1).long()
         place, _, fits = self.of_itself(self.latent_now(scene)[:, None], k, scene)
         return self.own_state(place, fits, k, k.float(), scene)[0][:, 0]
 
 # %% ../nbs/14_exact.ipynb #a1e00033
-class ChainBelief(TokenEvidence):
-    "What each token says of itself, and hears from the others along the chain of places and modes."
+class ChainMessages(TokenEvidence):
+    "What each token hears from the others, along the chain of places and modes."
     @torch.no_grad()
     def with_messages_from_now(self, scene: Scene) -> Scene:
-        "The scene, with what now says to every later step. Without a chain, the scene as it is."
+        "The scene, with what now says to every later step; without a chain, as it is."
         if not self.config.chain: return scene
         T = self.config.longest
-        times = torch.arange(T + 1, device=scene.seen.device).float().expand(len(scene.seen), -1)
+        times = torch.arange(T + 1, device=scene.seen.device).float()
+        times = times.expand(len(scene.seen), -1)
         now = F.pad(self.places_now(scene)[:, None], (0, 0) * 3 + (0, T))
-        return scene._replace(from_now=messages(now, times, scene.steps.float(), T, part='before'))
+        said = messages(now, times, scene.steps.float(), T, part='before')
+        return scene._replace(from_now=said)
 
     @torch.no_grad()
     def with_messages_from_far(self,
@@ -418,55 +431,72 @@ class ChainBelief(TokenEvidence):
         tokens: int,        # tokens between, each a single step after the one before
         scene: Scene,       # of b scenes, B a multiple of b
     ) -> Scene:
-        "The scene, with what clean far tokens say to the steps next to now, for plans of `tokens` single steps."
+        "The scene, with what clean far tokens say to the steps next to now."
         if not self.config.chain: return scene
-        times, k = torch.stack([torch.full_like(n, tokens + 1), n], 1).float(), torch.zeros_like(n)[:, None]
+        times = torch.stack([torch.full_like(n, tokens + 1), n], 1).float()
+        k, last = torch.zeros_like(n)[:, None], max(self.config.longest, tokens + 1)
         place, _, fits = self.of_itself(far[:, None], k, scene)
-        there = F.pad(self.own_state(place, fits, k, times[:, 1:], scene)[0], (0, 0) * 3 + (1, 0))
+        there = self.own_state(place, fits, k, times[:, 1:], scene)[0]
+        there = F.pad(there, (0, 0) * 3 + (1, 0))
         steps = scene.steps.float().repeat_interleave(len(far) // len(scene.seen), 0)
-        said = messages(there, times, steps, max(self.config.longest, tokens + 1), part='after')[:, 0].exp()
-        return scene._replace(from_far=torch.where((n > tokens + 1)[:, None, None, None], said, 1.))
+        said = messages(there, times, steps, last, part='after')[:, 0].exp()
+        beyond = (n > tokens + 1)[:, None, None, None]
+        return scene._replace(from_far=torch.where(beyond, said, 1.))
 
     def prepare_way(self, far, n, config, scene):
-        "For a planner: the same, if by its configuration all tokens between stand at single steps."
+        "For a planner: the same, if all its tokens between stand at single steps."
         if config.near < config.tokens or not config.whole_steps: return scene
         return self.with_messages_from_far(far, n, config.tokens, scene)
 
     def chain_messages(self, state, times, scene, alone):
-        "What the tokens before and after say, by mode and kind: looked up where nothing between is known."
-        n, H, longest = len(times) // len(scene.seen), times.shape[1], self.config.longest
+        """What the tokens before and after say, by mode and kind.
+
+        Looked up where nothing between is known."""
+        n, H = len(times) // len(scene.seen), times.shape[1]
         if scene.from_now.numel() and (alone or H == 2):
             index = torch.arange(len(times), device=times.device)[:, None] // n
-            return scene.from_now[index, times.long()], 0.  # of what comes later, nothing is known
-        floor, steps = 1e-15 if self.training else 1e-30, scene.steps.float().repeat_interleave(n, 0)
-        if scene.from_far.numel(): return messages(state, times, steps, H - 1, floor, scene.from_far)
-        return messages(state, times, steps, max(longest, H - 1), floor)  # a short plan runs on past its far token
+            # of what comes later, nothing is known
+            return scene.from_now[index, times.long()], 0.
+        floor = 1e-15 if self.training else 1e-30
+        steps, last = scene.steps.float().repeat_interleave(n, 0), H - 1
+        if scene.from_far.numel():
+            return messages(state, times, steps, last, floor, scene.from_far)
+        last = max(self.config.longest, last)  # a short plan runs on past its far token
+        return messages(state, times, steps, last, floor)
 
+# %% ../nbs/14_exact.ipynb #a1f00033
+class ChainBelief(ChainMessages):
+    "What each token believes: what it says of itself, and what it hears."
     def messages_from_others(self, place, fits, k, clocks, times, scene, alone=False):
-        """What the other tokens say: logits of every place [B, H, M, cols, rows], the same by mode [B, H, modes, G,
-        cols, rows], and each mode's probability.
+        """What the other tokens say, logits of every place [B, H, M, cols, rows].
 
+        The same by mode [B, H, modes, G, cols, rows], and each mode's probability.
         `alone`: none of them knows anything, but for the first."""
-        with torch.autocast(fits.device.type, enabled=False):  # half precision is not enough for such products
+        # half precision is not enough for such products
+        with torch.autocast(fits.device.type, enabled=False):
             state, own, hint = self.own_state(place, fits, k, times, scene)
             weight = (1 + self.message_weight(clocks.float()))[..., None, None, None]
+            # a clean one of two needs no gradient; steps are learned elsewhere
             learn = torch.is_grad_enabled() and not self.training and times.shape[1] > 2
-            with torch.set_grad_enabled(learn):  # of two tokens, the clean one needs none; steps are learned elsewhere
+            with torch.set_grad_enabled(learn):
                 before, after = self.chain_messages(state, times, scene, alone)
-            joint = (weight[:, :, 0] * before + weight[:, :, 1] * after).unflatten(2, (self.modes, -1))
-            joint = joint + hint[..., None, None, None]
+            joint = weight[:, :, 0] * before + weight[:, :, 1] * after
+            joint = joint.unflatten(2, (self.modes, -1)) + hint[..., None, None, None]
         mode = (joint + own[:, :, None]).flatten(3).logsumexp(3).softmax(2)
         return joint.logsumexp(2)[:, :, self.world.kind], joint, mode
 
     def posterior_over_places(self, x, k, times, scene, clocks, alone=False):
-        """Evidence and messages together: log-probabilities of places [B, H, M, cols, rows], logits of the scenery,
-        and places by mode (None without a chain)."""
+        """Evidence and messages together: log-probabilities [B, H, M, cols, rows].
+
+        Also logits of the scenery, and places by mode (None without a chain)."""
         place, scenery, fits = self.of_itself(x, k, scene)
         joint = None
         if self.config.chain:
-            said, joint, mode = self.messages_from_others(place, fits, k, clocks, times, scene, alone)
+            said, joint, mode = self.messages_from_others(
+                place, fits, k, clocks, times, scene, alone)
             shows = scene.mode_shows.repeat_interleave(len(x) // len(scene.seen), 0)
-            place, scenery = place + said, scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, shows)
+            scenery = scenery + torch.einsum('bhq,bqvxy->bhvxy', mode, shows)
+            place = place + said
         return place.flatten(2).log_softmax(-1).view_as(place), scenery, joint
 
 # %% ../nbs/14_exact.ipynb #a1e00035
@@ -476,15 +506,17 @@ class ExactDenoiser(ChainBelief):
         x: torch.Tensor,      # [B, H, D] at levels k
         k: torch.Tensor,      # int64 [B, H]
         times: torch.Tensor,  # float [B, H], offsets from now in steps
-        scene,                # frames [b, ...], or what `observe` made of them; plans of one scene in a row
-    ) -> Prediction:          # heads: reward, termination, action; log-probabilities `place`, `scenery`; `joint`
-        "Denoise every token from its own level."
+        scene,                # frames [b, ...], or what `observe` made of them
+    ) -> Prediction:          # heads; log-probabilities `place`, `scenery`; `joint`
+        "Denoise every token from its own level. Plans of one scene stand in a row."
         if isinstance(scene, torch.Tensor): scene = self.observe(scene)
         movers, clocks = len(self.world.mover), self.clocks(k, times)
         place, scenery, joint = self.posterior_over_places(x, k, times, scene, clocks)
         cells = scene.cell_features.repeat_interleave(len(x) // len(scene.seen), 0)
         more = self.correction(place, scenery, cells, clocks, times)
-        if not self.config.chain: place = (place + more[:, :, -movers:]).flatten(2).log_softmax(-1).view_as(place)
+        if not self.config.chain:
+            logits = place + more[:, :, -movers:]
+            place = logits.flatten(2).log_softmax(-1).view_as(place)
         scenery = (scenery + more[:, :, :scenery.shape[2]]).log_softmax(2)
         h = self.trunk(self.mean_vector(place.exp(), scene), clocks)
         heads = {name: head(h) for name, head in self.trunk.heads.items()}
@@ -493,24 +525,23 @@ class ExactDenoiser(ChainBelief):
 
     def mean_vector(self, place, scene):
         "The mean place vector under a belief [B, H, M, cols, rows]: [B, H, place_dim]."
-        b, H = len(scene.place_vectors), place.shape[1]
-        belief = rearrange(place, '(b n) t m x y -> b (n t) (m x y)', b=b).to(scene.place_vectors.dtype)
-        return rearrange(belief @ scene.place_vectors, 'b (n t) d -> (b n) t d', t=H)
+        vectors, H = scene.place_vectors, place.shape[1]
+        belief = rearrange(place, '(b n) t m x y -> b (n t) (m x y)', b=len(vectors))
+        mean = belief.to(vectors.dtype) @ vectors
+        return rearrange(mean, 'b (n t) d -> (b n) t d', t=H)
 
     def encoded(self, place, scenery):
-        """The latent of a belief about contents: the encoder is linear, so the mean of encodings is the encoding of
-        the mean."""
+        """The latent of a belief about contents.
+
+        The encoder is linear: the mean of encodings is the encoding of the mean."""
         table, w = self.world.table.float(), self.world
         mover = torch.einsum('bhvxy,vc->bhcxy', place, table[w.mover])
         rest = torch.einsum('bhvxy,vc->bhcxy', scenery, table[w.scenery])
         return (mover + (1 - place.sum(2, keepdim=True)) * rest).flatten(2)
 
 # %% ../nbs/14_exact.ipynb #a1e00037
-class ChainDenoiser(ExactDenoiser):
-    """A frozen world model, and a denoiser made of evidence, messages and a small correction; reward, termination and
-    action heads; an oracle.
-
-    Exact for a mover on a grid whose next step depends on its place alone (@eq-evidence, @eq-messages)."""
+class Oracle(ExactDenoiser):
+    "What others may ask: where, when, and whether a step is possible."
     def posterior(self,
         tokens: torch.Tensor,  # [B, H, D] at `levels`
         levels: torch.Tensor,  # int64 [B, H]
@@ -518,23 +549,31 @@ class ChainDenoiser(ExactDenoiser):
         scene: Scene,          # of b scenes, B a multiple of b
     ) -> torch.Tensor:         # [B, H, M, cols, rows], log-probabilities
         "Where the mover is at each token, given all of them."
-        return self.posterior_over_places(tokens, levels, times, scene, self.clocks(levels, times))[0]
+        clocks = self.clocks(levels, times)
+        return self.posterior_over_places(tokens, levels, times, scene, clocks)[0]
 
     @torch.no_grad()
     def arrival_by_mode(self,
         scene: Scene,  # of b scenes
-    ) -> tuple:        # log-probabilities [b, longest, M, cols, rows]; by mode, not normalised (None without a chain)
-        """Where one may be after 1 .. longest steps: what the denoiser says of far tokens of pure noise, in one
-        evaluation."""
-        if self.config.chain and not scene.from_now.numel(): scene = self.with_messages_from_now(scene)
+    ) -> tuple:        # log-probabilities [b, longest, M, cols, rows]; the same by mode
+        """Where one may be after 1 .. longest steps.
+
+        It is what the denoiser says of far tokens of pure noise, in one evaluation. By
+        mode it is not normalised, and None without a chain."""
+        chain = self.config.chain
+        if chain and not scene.from_now.numel():
+            scene = self.with_messages_from_now(scene)
         z0, K = self.latent_now(scene), self.schedule.K
-        times = torch.arange(self.config.longest + 1, device=z0.device).float().expand(len(z0), -1)
-        k = torch.full_like(times, K).long()                # in one row: tokens of pure noise tell one another nothing
+        times = torch.arange(self.config.longest + 1, device=z0.device).float()
+        times = times.expand(len(z0), -1)
+        # in one row: tokens of pure noise tell one another nothing
+        k = torch.full_like(times, K).long()
         k[:, 0] = 0
-        x = z0.new_zeros(*times.shape, z0.shape[1])         # pure noise at its mean
+        x = z0.new_zeros(*times.shape, z0.shape[1])  # pure noise at its mean
         x[:, 0] = z0
-        if not self.config.chain: return self(x, k, times, scene).heads['place'][:, 1:], None
-        place, _, joint = self.posterior_over_places(x, k, times, scene, self.clocks(k, times), alone=True)
+        if not chain: return self(x, k, times, scene).heads['place'][:, 1:], None
+        place, _, joint = self.posterior_over_places(
+            x, k, times, scene, self.clocks(k, times), alone=True)
         return place[:, 1:], joint[:, 1:]
 
     def arrival(self,
@@ -549,28 +588,36 @@ class ChainDenoiser(ExactDenoiser):
         tokens: torch.Tensor,  # [b, H, D], clean
         times: torch.Tensor,   # [b, H], steps from now
         scene: Scene,          # of b scenes
-        least: float = 0.02,   # a step with a smaller share does not count: a network gives every turn a little
+        least: float = 0.02,   # a step with a smaller share does not count
     ) -> torch.Tensor:         # bool [b, H - 1]
-        "Whether learned steps lead from the place of each token to that of the next, in time."
+        "Whether learned steps lead from each token's place to the next one's, in time."
         k, can = torch.zeros_like(times).long(), (scene.steps[:, 1] >= least).float()
         place, _, fits = self.of_itself(tokens, k, scene)
         state = self.own_state(place, fits, k, times, scene)[0]
-        at = state >= state.flatten(2).amax(2)[..., None, None, None] - 0.01  # in each mode that a frame leaves open
+        best = state.flatten(2).amax(2)[..., None, None, None]
+        at = state >= best - 0.01  # in each mode that a frame leaves open
         reach, gap = at[:, :-1].float(), times.diff(dim=1).long()
-        ok, H = torch.zeros_like(gap).bool(), gap.shape[1]
+        ok, can = torch.zeros_like(gap).bool(), can.repeat_interleave(gap.shape[1], 0)
         for s in range(int(gap.max()) + 1):
             if s:
-                more = one_step(reach.flatten(0, 1), can.repeat_interleave(H, 0)).view_as(reach)
+                more = one_step(reach.flatten(0, 1), can).view_as(reach)
                 reach = ((more + reach) > 0).float()
             ok |= (s <= gap) & (reach * at[:, 1:]).flatten(2).any(2)
         return ok
 
+# %% ../nbs/14_exact.ipynb #a1f00037
+class ChainDenoiser(Oracle):
+    """A frozen world model; a denoiser of evidence, messages and a small correction.
+
+    Heads for reward, termination and action; an oracle. Exact for a mover on a grid
+    whose next step depends on its place alone (@eq-evidence, @eq-messages)."""
     def reward_of_last(self, x, times, scene):
         """What the reward head says of the last token of clean ones [B].
 
         It sees places alone, so with a chain the layers need not be asked."""
         k = torch.zeros_like(times).long()
-        if not self.config.chain: return self(x, k, times, scene).heads['reward'][:, -1, 0].sigmoid()
+        if not self.config.chain:
+            return self(x, k, times, scene).heads['reward'][:, -1, 0].sigmoid()
         clocks = self.clocks(k, times)
         place = self.posterior_over_places(x, k, times, scene, clocks)[0]
         h = self.trunk(self.mean_vector(place.exp(), scene), clocks)
@@ -593,41 +640,11 @@ class ChainDenoiser(ExactDenoiser):
         """In which places an episode is over, says the termination head.
 
         Of places nobody has been seen in it says anything."""
-        w, said = self.world, self.said_of_places('termination', scene, self.config.longest // 2)
+        w, half = self.world, self.config.longest // 2
+        said = self.said_of_places('termination', scene, half)
         looks = scene.contents[:, w.mover].exp()  # of each kind
         out = said.new_zeros(len(said), w.kinds, *said.shape[2:])
         return out.index_add(1, w.kind, looks * said.sigmoid())
-
-# %% ../nbs/14_exact.ipynb #a1e00039
-def checkpoint_shelf():
-    "Where the checkpoints lie that come with the package."
-    return resources.files('ldp_tut') / 'checkpoints'
-
-def list_pretrained() -> dict:
-    """What can be loaded by name: for each, where it is downloaded from if it did not come with the package, its
-    SHA-256 and its size."""
-    return json.loads((checkpoint_shelf() / 'registry.json').read_text())
-
-def find_checkpoint(
-    name: str,              # one of `list_pretrained()`, the path of a .safetensors file, or its address
-    sha256: str = None,     # of the file, where `name` is an address
-    progress: bool = True,  # of a download
-):                          # a path
-    "The file behind a name, a path or an address. Raises `CheckpointError` for a name nobody knows."
-    if str(name).startswith(('http://', 'https://')):
-        if not sha256:
-            raise ValueError(
-                f'to load {name}, say what it must be: sha256=... (64 hexadecimal digits; whoever offers the file '
-                'should give them)')
-        return download(str(name), sha256, progress=progress)
-    if str(name).endswith('.safetensors'): return name
-    if (shipped := checkpoint_shelf() / f'{name}.safetensors').is_file(): return shipped
-    known = list_pretrained()
-    if name not in known:
-        raise CheckpointError(
-            f'no checkpoint is called {name!r}: choose one of {sorted(known)}, or give the path or address of a '
-            '.safetensors file')
-    return download(known[name]['url'], known[name]['sha256'], progress=progress)
 
 # %% ../nbs/14_exact.ipynb #a1e00041
 OLD_NAMES = {
@@ -656,22 +673,23 @@ def load_denoiser(
     name: str = 'simplecrossing-n1',  # as for `find_checkpoint`
     sha256: str = None,
     progress: bool = True,
-) -> tuple:                           # `ChainDenoiser` on the CPU, in evaluation mode; its card
+) -> tuple:                           # `ChainDenoiser` on the CPU, its card
     """An exact denoiser from its checkpoint.
 
     Raises `CheckpointError` for a file that is missing, damaged or of another kind."""
     path = find_checkpoint(name, sha256, progress)
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'far-future planner':
-        raise CheckpointError(
-            f'{path} is a {card.get("kind")!r}, not a far-future planner')
+        raise CheckpointError(f'{path} is a {card.get("kind")!r}, '
+                              'not a far-future planner')
     try: model = ChainDenoiser(config_from(card))
     except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f'{path} has a configuration that this version of ldp_tut cannot read '
-                              f'({type(e).__name__}: {e}); was it made by a newer one?') from e
+        raise CheckpointError(
+            f'{path} has a configuration that this version of ldp_tut cannot read '
+            f'({type(e).__name__}: {e}); was it made by a newer one?') from e
     try: model.load_state_dict({renamed(n): t for n, t in tensors.items()})
     except RuntimeError as e:
-        raise CheckpointError(
-            f'{path} does not fit the model its card describes: {str(e).splitlines()[0]}') from e
+        raise CheckpointError(f'{path} does not fit the model its card describes: '
+                              f'{str(e).splitlines()[0]}') from e
     model.world.freeze()
     return model.eval(), card

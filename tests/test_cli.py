@@ -69,7 +69,7 @@ def test_bench_times_what_the_checkpoint_reads(checkpoint, capsys, monkeypatch):
     from ldp_tut.chain_planner import ChainPlanner
     plain, asked = ChainPlanner.plan, []
     monkeypatch.setattr(ChainPlanner, 'plan', lambda self, obs, seeds, **how: (asked.append((len(obs), sorted(how))), plain(self, obs, seeds, **how))[1])
-    monkeypatch.setattr('ldp_tut.cli._seconds', lambda f, at_least=0: (f(), 0.5)[1])  # every loop runs once, on symbols or on pixels
+    monkeypatch.setattr('ldp_tut.bench.seconds_per_call', lambda f, at_least=0: (f(), 0.5)[1])  # every loop runs once, on symbols or on pixels
     assert main(f'bench --checkpoint {checkpoint} --device cpu --json'.split()) == 0
     report = json.loads(capsys.readouterr().out)
     assert asked == [(1, []), (1, []), (1, ['known']), (16, []), (64, [])], 'a plan to remember, a first one, a later one, batches'

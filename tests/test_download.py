@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ldp_tut import exact
+from ldp_tut import checkpoints
 from ldp_tut.bench import reevaluate
 from ldp_tut.chain_planner import ChainAgent, load_pretrained
-from ldp_tut.exact import list_pretrained
-from ldp_tut.checkpoints import CheckpointError, DownloadError, cache_folder, download, file_sha256, load_checkpoint, save_checkpoint
+from ldp_tut.checkpoints import CheckpointError, DownloadError, cache_folder, download, file_sha256, list_pretrained, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 BODY = bytes(range(256)) * 4000  # about a megabyte
@@ -186,14 +185,14 @@ def test_the_registry_is_what_is_shipped():
 
 def test_agents_by_name_path_and_address(serve, tmp_path, monkeypatch):
     "What is not in the package comes from its address, and is the same."
-    shipped, known = exact.checkpoint_shelf(), list_pretrained()
+    shipped, known = checkpoints.checkpoint_shelf(), list_pretrained()
     s = serve(body=(shipped / 'lavacrossing-n1.safetensors').read_bytes())
     sha256 = known['lavacrossing-n1']['sha256']
     monkeypatch.setenv('LDP_TUT_CACHE', str(tmp_path / 'cache'))
     by_address = load_pretrained(s.url('lavacrossing-n1.safetensors'), 'cpu', sha256=sha256, progress=False)
     empty = tmp_path / 'shelf'; empty.mkdir()
     (empty / 'registry.json').write_text(json.dumps({'lavacrossing-n1': dict(url=s.url('lavacrossing-n1.safetensors'), sha256=sha256)}))
-    monkeypatch.setattr(exact, 'checkpoint_shelf', lambda: empty)
+    monkeypatch.setattr(checkpoints, 'checkpoint_shelf', lambda: empty)
     assert load_pretrained('lavacrossing-n1', 'cpu', progress=False).card == by_address.card and len(s.asked) == 1
     with pytest.raises(CheckpointError, match=r"choose one of \['lavacrossing-n1'\]"): load_pretrained('fourrooms')
     with pytest.raises(ValueError, match='sha256='): load_pretrained(s.url())
@@ -202,7 +201,7 @@ def test_agents_by_name_path_and_address(serve, tmp_path, monkeypatch):
 @pytest.mark.parametrize('change', [dict(model=None), dict(model=dict(wings=2)), dict(plan=None), dict(plan=dict(wings=2)), dict(plan=dict(votes=0))])
 def test_a_newer_or_missing_configuration_is_said(tmp_path, change):
     "The file is whole, but what it says of the model or of planning this version cannot read."
-    tensors, card = load_checkpoint(exact.checkpoint_shelf() / 'simplecrossing-n1.safetensors')
+    tensors, card = load_checkpoint(checkpoints.checkpoint_shelf() / 'simplecrossing-n1.safetensors')
     for part, value in change.items(): card = {n: v for n, v in card.items() if n != part} if value is None else card | {part: card[part] | value}
     path = save_checkpoint(tmp_path / 'a.safetensors', tensors, card)
     with pytest.raises(CheckpointError, match='configuration that this version of ldp_tut cannot read'): load_pretrained(str(path), 'cpu')

@@ -971,7 +971,8 @@ def test_the_oracle_knows_how_soon_one_can_be_anywhere(crossing):
 
 def test_old_names_of_weights_are_known():
     "A file with the names of the first release loads, and nothing in it is left over."
-    from ldp_tut.exact import checkpoint_shelf, load_denoiser, renamed
+    from ldp_tut.checkpoints import checkpoint_shelf
+    from ldp_tut.exact import load_denoiser, renamed
     from ldp_tut.checkpoints import load_checkpoint
     tensors, _ = load_checkpoint(checkpoint_shelf() / 'doorkey-5x5.safetensors')
     model, _ = load_denoiser('doorkey-5x5')

@@ -86,10 +86,19 @@ def ten_lines(env, data):
     return script
 
 
-WRITE = """from ldp_tut.data import collect
-from ldp_tut.store import to_folder
-to_folder(collect('CartPole-v1', steps=400), 'my_episodes')
-"""
+WRITE = """import gymnasium as gym
+import numpy as np
+from pathlib import Path
+env, rng = gym.make('CartPole-v1'), np.random.default_rng(0)
+Path('my_episodes').mkdir()
+for game in range(20):
+    seen, done, paid, over = [env.reset(seed=game)[0]], [], [], False
+    while not over:
+        done.append(rng.integers(2) if rng.random() < 0.5 else int(seen[-1][2] > 0))
+        obs, reward, fell, cut, _ = env.step(done[-1])
+        seen.append(obs); paid.append(reward); over = fell or cut
+    np.savez(f'my_episodes/{game:03d}.npz', observation=seen, action=done, reward=paid, terminated=fell)
+"""  # by somebody who has never heard of this package
 STRANGERS = dict(cart=('CartPole-v1', 'collect(env, steps=400)'),
                  maze=('PointMaze_UMaze-v3', 'collect(env, steps=4800)'),
                  folder=('CartPole-v1', "from_folder('my_episodes')"))
