@@ -131,6 +131,28 @@ def test_functions_of_many_arguments_are_found():
     assert 'train.fit: 10 arguments' in too_many('train', 9) and any(n.startswith('planner.FarFuturePlanner.') for n in too_many('planner', 2))
 
 
+def nested_lambdas(tree):
+    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Lambda)
+            and any(isinstance(m, ast.Lambda) for m in ast.walk(n.body))]
+
+
+@pytest.mark.parametrize('path', [*NBS, *LIBRARY], ids=lambda p: p.name)
+def test_no_lambda_stands_in_a_lambda(path):
+    assert nested_lambdas(code(path) if path.suffix == '.ipynb' else ast.parse(path.read_text())) == []
+
+
+def test_a_lambda_in_a_lambda_is_found():
+    assert nested_lambdas(ast.parse('f = lambda x: x\ng = lambda x: (lambda y: x + y)')) == [2]
+
+
+@pytest.mark.parametrize('module', [p.stem for p in LIBRARY])
+def test_no_name_of_a_module_is_none(module):
+    "fastcore's `patch` leaves `None` behind under the name of every method."
+    made = import_module(f'ldp_tut.{module}')
+    assert [n for n, thing in vars(made).items() if thing is None and not n.startswith('__')] == []
+    assert all(hasattr(made, n) for n in made.__all__)
+
+
 def test_every_appendix_is_in_the_table_of_the_readme():
     "And every chapter: the front page is where a reader looks for them."
     table = (ROOT / 'README.md').read_text().split('## Read it')[1].split('\n## ')[0]
