@@ -398,7 +398,7 @@ class PointDenoiser(nn.Module):
         super().__init__()
         for name, v in dict(dim=dim, width=width, K=K).items(): check_count(v, name)
         self.classes, self.level = classes, nn.Embedding(K + 1, width)
-        self.enter, self.leave = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.first, self.last = nn.Linear(dim, width), nn.Linear(width, dim)
         self.body = nn.ModuleList([
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
             for _ in range(depth)])
@@ -410,14 +410,14 @@ class PointDenoiser(nn.Module):
         times: torch.Tensor = None,  # ignored: a point has no place in time
         label: torch.Tensor = None,  # int64 [B]; -1, or None for all, means "no label"
     ) -> torch.Tensor:               # like x
-        _numbers_of(x, self.enter.in_features)
-        h = self.enter(x) + self.level(k)
+        _numbers_of(x, self.first.in_features)
+        h = self.first(x) + self.level(k)
         if self.classes:
             row = k.new_zeros(len(x)) if label is None else label + 1
             h = h + self.context(row)[:, None]
         else: _no_label(label)
         for layer in self.body: h = h + layer(h)
-        return self.leave(h)
+        return self.last(h)
 
 # %% ../nbs/01_ddpm.ipynb #e1a6baac
 def train_denoiser(

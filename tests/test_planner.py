@@ -414,6 +414,7 @@ def boards_are_checked_elsewhere(monkeypatch):
     K = DenoiserConfig(3).levels
     ready = {m: farfuture.full_board(1, K, m) for m in {PlanConfig().iterations, PlanConfig().far_iterations}}
     monkeypatch.setattr(farfuture, 'full_board', lambda H, K, M: ready[M])
+    monkeypatch.setattr('ldp_tut.board.full_board', lambda H, K, M: ready[M])  # for `settling_board`
     monkeypatch.setattr(farfuture, 'context_board', lambda board: torch.nn.functional.pad(board, (1, 0)))
     whole = lambda board, x: board.to(x.device)[:, None].expand(-1, len(x), -1)
     monkeypatch.setattr(ddpm, '_fit_together', lambda x, board, times, schedule: (whole(board, x), times, [True] * (len(board) - 1)))
