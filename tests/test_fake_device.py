@@ -1,4 +1,6 @@
-"Nothing waits for the device: on a fake one, whatever reads back or mixes devices raises. Every denoiser, a sampler, a training step."
+"""Nothing waits for the device: on a fake one, whatever reads back or mixes devices raises.
+
+Every denoiser, a sampler, a training step; whole plans are in test_planner.py."""
 from contextlib import nullcontext
 
 import pytest
@@ -37,15 +39,19 @@ def chain():
     "The exact denoiser of a shipped checkpoint, loaded outside the mode; frames as the world gives them."
     net = load_denoiser('simplecrossing-n1')[0].train()
     V, D = len(net.world.contents), net.world.table.shape[1] * 81
-    return net, lambda net: net(make(4, 3, D), levels(4, 3), make(4, 3), torch.empty(4, 9, 9, 3, dtype=torch.uint8, device=DEVICE))
+    frames = lambda: torch.empty(4, 9, 9, 3, dtype=torch.uint8, device=DEVICE)
+    return net, lambda net: net(make(4, 3, D), levels(4, 3), make(4, 3), frames())
 
 
 DENOISERS = dict(
     points=lambda: (PointDenoiser(2, 16, 1, 10), lambda net: net(make(4, 1, 2), levels(4, 1))),
-    transformer=lambda: (TokenTransformer(ForcingConfig(3, 32, 1, 2, 10), ddpm.cosine_schedule(10)), lambda net: net(make(4, 5, 3), levels(4, 5), make(4, 5))),
-    vectors=lambda: (VectorDenoiser(DenoiserConfig(3, 2, 4, longest=30, width=32, depth=1)), lambda net: net(make(4, 5, 3), levels(4, 5), make(4, 5), make(4, 2))),
-    unet=lambda: (TemporalUNet(6, width=8, K=10), lambda net: net(make(4, 16, 6), levels(4), torch.empty(4, 16, 6, dtype=torch.bool, device=DEVICE))),
-    maps=lambda: (FieldDenoiser(FieldConfig(kinds=4, actions=4, longest=6, width=8), torch.randn(4, 8)), lambda net: net(make(4, 3, 8, 5, 5), levels(4, 3), make(4, 3), make(4, 8, 5, 5), (1, 4))),
+    transformer=lambda: (TokenTransformer(ForcingConfig(3, 32, 1, 2, 10), ddpm.cosine_schedule(10)),
+                         lambda net: net(make(4, 5, 3), levels(4, 5), make(4, 5))),
+    vectors=lambda: (VectorDenoiser(DenoiserConfig(3, 2, 4, longest=30, width=32, depth=1)),
+                     lambda net: net(make(4, 5, 3), levels(4, 5), make(4, 5), make(4, 2))),
+    unet=lambda: (TemporalUNet(6, width=8, K=10), lambda net: net(make(4, 16, 6), levels(4), make(4, 16, 6) > 0)),
+    maps=lambda: (FieldDenoiser(FieldConfig(kinds=4, actions=4, longest=6, width=8), torch.randn(4, 8)),
+                  lambda net: net(make(4, 3, 8, 5, 5), levels(4, 3), make(4, 3), make(4, 8, 5, 5), (1, 4))),
     exact=chain)
 
 
@@ -74,7 +80,8 @@ def vectors():
 def step_of_training(net, world, spoil=lambda losses: losses):
     "Loss, gradients, clipping, optimiser, as in `fit`; what levels are drawn is a matter of the host's generator."
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    batch = dict(state=make(6, 4, 3), goal=make(6, 2), times=make(6, 4), reward=make(6, 4), action=levels(6, 4), termination=make(6, 4), valid=make(6, 4))
+    batch = {name: make(6, 4) for name in ('times', 'reward', 'termination', 'valid')}
+    batch |= dict(state=make(6, 4, 3), goal=make(6, 2), action=levels(6, 4))
     loss = sum(spoil(DenoisingLoss(world)(net, batch, None)).values())
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.)
@@ -101,7 +108,8 @@ def test_a_read_back_in_a_training_step_is_caught(vectors, monkeypatch):
 def test_a_sampler_never_reads_back_and_is_caught_where_it_does(fault, monkeypatch):
     "The board lives on the host and is looked at once, before the loop; the fake mode would take that for a read-back."
     board, whole = full_board(1, 10, 4), lambda board, x: board.to(x.device)[:, None].expand(-1, len(x), -1)
-    monkeypatch.setattr(ddpm, '_fit_together', lambda x, board, times, schedule: (whole(board, x), times, [True] * (len(board) - 1)))
+    fit = lambda x, board, times, schedule: (whole(board, x), times, [True] * (len(board) - 1))
+    monkeypatch.setattr(ddpm, '_fit_together', fit)
     monkeypatch.setattr(ddpm, '_check_noise', lambda *a: True)
     net, schedule = PointDenoiser(2, 16, 1, 10), ddpm.cosine_schedule(10)
     def run():

@@ -300,6 +300,14 @@ def test_bad_data_and_options_are_refused_before_training(data, rail):
     with pytest.raises(ValueError, match='a denoiser needs'): FarFuturePlanner(Rail(), object())
 
 
+def test_a_world_that_encodes_to_another_shape_is_refused_before_training(data, monkeypatch, tmp_path):
+    "The rail says that its tokens are one number, and makes two of a place on the square."
+    monkeypatch.setattr('ldp_tut.planner.fit', lambda *a, **k: pytest.fail('something was trained'))
+    with pytest.raises(ValueError, match=r'encode returned \[4, 2\] for 4 observations, .* its tokens are \[1\]'):
+        train_planner(data, world=Rail(), out=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('how, words', [
     (dict(scale=math.nan), 'scale must be a finite number, got nan'), (dict(eta=-3), r'eta must be in \[0, 1\], got -3'), (dict(limit=0), 'limit must be positive, got 0'),
     (dict(haste=-1), 'haste must be positive'), (dict(slack=math.nan), 'slack must be a finite'), (dict(slack=-.1), 'slack must be 0 or more'), (dict(horizons=2.5), 'horizons must be an integer')])
