@@ -40,8 +40,8 @@ class Asked:
 class Collect(Asked):
     "Play episodes with a policy that does not seek the goal, and store them."
     env: str = 'MiniGrid-FourRooms-v0'  # a Gymnasium id: of a room, a maze, anything
-    # wander (to random cells), direct (without slips), fiddle (trying keys and doors), waypoints (of
-    # mazes) or random; default the first that fits
+    # wander (to random cells), direct (without slips), fiddle (trying keys and doors),
+    # waypoints (of mazes) or random; default the first that fits
     policy: str | None = None
     episodes: int | None = None  # default 1000 in rooms of the twin, 100 elsewhere
     steps: int = 0               # instead of episodes: at least so many steps in all

@@ -94,7 +94,8 @@ class Fiddler(Wander):
 # %% ../nbs/05_trajectories.ipynb #18c5ba14
 class Direct(Wander):
     "A wanderer that never slips: what it can reach in n steps it reaches in n."
-    def __init__(self, room: GridTwin, generator: torch.Generator): super().__init__(room, generator, 0.)
+    def __init__(self, room: GridTwin, generator: torch.Generator):
+        super().__init__(room, generator, 0.)
 
 POLICIES = {'wander': Wander, 'direct': Direct, 'fiddle': Fiddler, 'random': RandomWalk}
 
