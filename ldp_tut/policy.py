@@ -9,9 +9,9 @@ __all__ = ['NETS', 'POLICIES_BY_NAME', 'GOAL_POSE', 'EDGE', 'Detour', 'detour_de
            'check_history', 'ActionWindows', 'Policy', 'perceptron', 'RegressionPolicy', 'train_policy', 'check_fits',
            'Receding', 'play_detour', 'share_interval', 'NearestNeighbour', 'MixturePolicy', 'FilmBlock', 'FilmUNet',
            'FilmPerceptron', 'check_halves', 'one_level', 'ActionTransformer', 'DiffusionPolicy', 'save_policy',
-           'load_policy', 'policy_rows', 'score_of_policy', 'placed', 'pusht_features', 'pusht_demonstrations',
-           'make_pusht', 'play_pusht', 'as_velocities', 'as_positions', 'room_features', 'demonstrate_rooms',
-           'play_cloned']
+           'load_policy', 'policy_rows', 'score_of_policy', 'turned', 'placed', 'to_block', 'from_block',
+           'pusht_features', 'mirrored', 'pusht_record', 'pusht_demonstrations', 'make_pusht', 'play_pusht',
+           'as_positions', 'room_features', 'demonstrate_rooms', 'play_cloned']
 
 # %% ../nbs/10_policy.ipynb #p0000005
 import csv
@@ -538,37 +538,65 @@ GOAL_POSE = np.array([256., 256., np.pi / 4])         # x, y in pixels, angle in
 EDGE = np.array([(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120),
                  (-15, 30), (-60, 30)], float)         # the T, around its own origin
 
-def placed(
-    points: np.ndarray,  # [P, 2] of the block
-    pose: np.ndarray,    # [..., 3]: x, y, angle
-) -> np.ndarray:         # [..., P, 2]
-    "Points of the block where a pose puts them."
-    c, s = np.cos(pose[..., 2:]), np.sin(pose[..., 2:])
-    x, y = points.T
-    turned = np.stack([c * x - s * y, s * x + c * y], -1)
-    return turned + pose[..., None, :2]
+def turned(v: np.ndarray, angle: np.ndarray) -> np.ndarray:   # [..., 2], [...]
+    "Vectors, turned by an angle."
+    (x, y), c, s = np.moveaxis(v, -1, 0), np.cos(angle), np.sin(angle)
+    return np.stack([c * x - s * y, s * x + c * y], -1)
+
+def placed(points: np.ndarray, pose: np.ndarray) -> np.ndarray:   # [P, 2], [..., 3]
+    "Points of the block [..., P, 2] where a pose (x, y, angle) puts them."
+    return turned(points, pose[..., 2:]) + pose[..., None, :2]
+
+def to_block(place, state):   # [..., 2], [..., 5] -> [..., 2]
+    "A place as a step from where the agent is, in directions of the block."
+    return turned(place - state[..., :2], -state[..., 4])
+
+def from_block(step, state):
+    "The place that such a step leads to."
+    return turned(step, state[..., 4]) + state[..., :2]
 
 def pusht_features(
     state: np.ndarray,   # [..., 5]: agent x, y, block x, y, angle
-) -> np.ndarray:         # float32 [..., 18]: the agent, the eight corners of the block
-    "A pose as places: an angle jumps from 2 pi to 0, corners do not."
-    corners = placed(EDGE, state[..., 2:])
-    return np.concatenate([state[..., :2], corners.reshape(*state.shape[:-1], 16)],
+) -> np.ndarray:         # float32 [..., 20]
+    """The agent and the goal as the block sees them.
+
+    Where the agent is [2]; the same, cut off beside the block [2]; and from each corner
+    of the block, how far its goal is, as arcsinh(pixels / 20), fine near zero [16]."""
+    agent, block, angle = state[..., :2], state[..., 2:4], state[..., 4]
+    me = turned(agent - block, -angle)
+    goal = placed(EDGE, GOAL_POSE) - block[..., None, :]
+    off = np.arcsinh((turned(goal, -angle[..., None]) - EDGE) / 20)
+    near = np.clip(me, (-100, -60), (100, 160))
+    return np.concatenate([me, near, off.reshape(*me.shape[:-1], 16)],
                           -1).astype(np.float32)
 
 # %% ../nbs/10_policy.ipynb #p0000082
-def pusht_demonstrations() -> Trajectories:   # observations as `pusht_features`
-    """The 200 demonstrations that ship with this book, each solved.
+def mirrored(state, action):   # [N, 5], [M, 2] -> the same
+    "The same episodes in a mirror: the world, the T and its goal look alike in it."
+    flip = lambda p: 512 - p[..., ::-1]
+    angle = (np.pi / 2 - state[:, 4:]) % (2 * np.pi)
+    state = np.concatenate([flip(state[:, :2]), flip(state[:, 2:4]), angle], 1)
+    return state, flip(action)
 
-    Made by the script on this page, on the first seeds it solved; places are kept to
-    1/64 pixel."""
+def pusht_record() -> tuple:   # states [N, 5], actions [M, 2], lengths int [200]
+    "The 200 demonstrations that ship with this book, each solved; to 1/64 pixel."
     with np.load(asset('pusht_demonstrations.npz')) as f:
         place, angle = f['place'] / 64, f['angle'] / 65535 * 2 * np.pi
-        action, length = f['action'], f['length']
-    state = np.concatenate([place, angle[:, None]], 1)
-    action = (action / 64).astype(np.float32)
-    return Trajectories(pusht_features(state), action, np.zeros(len(action)), length,
-                        np.ones(len(length), bool))
+        return np.concatenate([place, angle[:, None]], 1), f['action'] / 64, f['length']
+
+def pusht_demonstrations(
+    record: tuple = None,  # states, actions, lengths; default `pusht_record`
+    mirror: bool = True,
+) -> Trajectories:         # observations as `pusht_features`, actions as `to_block`
+    "Demonstrations as the block sees them, followed by the same in a mirror."
+    state, action, length = record or pusht_record()
+    parts = []
+    for s, a in ((state, action), mirrored(state, action))[:1 + mirror]:
+        acted = np.delete(s, np.cumsum(length + 1) - 1, axis=0)
+        parts.append((pusht_features(s), to_block(a, acted).astype(np.float32)))
+    seen, done = map(np.concatenate, zip(*parts))
+    length = np.tile(length, len(parts))
+    return Trajectories(seen, done, np.zeros(len(done)), length, length > 0)
 
 # %% ../nbs/10_policy.ipynb #p0000084
 def make_pusht() -> gym.Env:
@@ -580,23 +608,22 @@ def make_pusht() -> gym.Env:
     return gym.make('gym_pusht/PushT-v0', disable_env_checker=True)
 
 def play_pusht(
-    policy,                # with `plan` and `config`, cloned from `pusht_features`
+    policy,                # cloned from `pusht_demonstrations`
     seeds: list,           # one `env.reset(seed=…)` each
     steps: int = 300,
-    velocity: bool = False,  # are its actions displacements from where the agent is?
+    Ta: int = None,        # default the config's
     seed: int = 0,         # of the policy's own draws
 ) -> dict:                 # score and steps of each episode; seconds per action
     "Play PushT in as many worlds as there are seeds, side by side."
     check_count(len(seeds), 'the number of seeds')
-    worlds, agent = [make_pusht() for _ in seeds], Receding(policy, seed=seed)
+    worlds, agent = [make_pusht() for _ in seeds], Receding(policy, Ta, seed)
     state = np.stack([w.reset(seed=int(s))[0] for w, s in zip(worlds, seeds)])
     score, used = np.zeros(len(seeds)), np.zeros(len(seeds), int)
     live, thinking = np.ones(len(seeds), bool), 0.
     for _ in range(steps):
         began = time.perf_counter()
-        action = agent.act(pusht_features(state))
+        action = from_block(agent.act(pusht_features(state)), state)
         thinking += time.perf_counter() - began
-        if velocity: action = action + state[:, :2]
         for i in np.flatnonzero(live):
             state[i], reward, ended, *_ = worlds[i].step(np.clip(action[i], 0, 512))
             score[i], used[i], live[i] = max(score[i], reward), used[i] + 1, not ended
@@ -606,18 +633,10 @@ def play_pusht(
     return dict(score=score, steps=used, seconds=seconds)
 
 # %% ../nbs/10_policy.ipynb #p00000b1
-def _where_acted(data):
-    "The leading numbers of the observation at every action: where the agent is."
-    here = np.delete(data.observation, data.observation_start + data.length, axis=0)
-    return here[:, :data.action.shape[1]]
-
-def as_velocities(data: Trajectories) -> Trajectories:
-    "Actions that are places as displacements from where the agent is."
-    return replace(data, action=data.action - _where_acted(data))
-
 def as_positions(data: Trajectories) -> Trajectories:
-    "Actions that are displacements as the places they lead to."
-    return replace(data, action=data.action + _where_acted(data))
+    "Actions that are displacements of the leading numbers, as the places they lead to."
+    here = np.delete(data.observation, data.observation_start + data.length, axis=0)
+    return replace(data, action=data.action + here[:, :data.action.shape[1]])
 
 # %% ../nbs/10_policy.ipynb #p00000c1
 def room_features(
