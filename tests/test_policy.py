@@ -307,3 +307,14 @@ def test_rows_of_the_table_are_whole():
         mean, low, high, n = score_of_policy(rows, policy)
         assert low <= mean <= high and n == len(own)
     with pytest.raises(ValueError, match='no rows'): score_of_policy(rows, 'nobody')
+
+
+def test_the_clone_of_pusht_is_what_the_chapter_says():
+    "At least 0.85 of the script's score, from every seed, and above every baseline by more than the intervals."
+    rows = policy_rows('pusht')
+    script, (mean, low, _, n) = score_of_policy(rows, 'the script itself')[0], score_of_policy(rows, 'diffusion, sequence')
+    ours = [r for r in rows if r['policy'] == 'diffusion, sequence']
+    assert {r['seed'] for r in ours} == {0, 1, 2} and n == 150
+    assert all(np.mean([r['score'] for r in ours if r['seed'] == s]) >= .85 * script for s in (0, 1, 2))
+    for other in {r['policy'] for r in rows} - {'the script itself', 'diffusion, sequence'}:
+        assert score_of_policy(rows, other)[2] < low, other
