@@ -15,6 +15,7 @@ __all__ = ['check_candidates', 'check_beta', 'check_paid', 'check_long_enough', 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from .forcing import Block, fourier
 from .guidance import ClassifierGuide
 from .records import Trajectories, check_data
 from .score import GaussianMixture
-from .train import TrainConfig, fit
+from .train import TrainConfig, fingerprint, fit
 
 # %% ../nbs/11_latent_diffuser.ipynb #e59b0801
 def check_candidates(value: torch.Tensor) -> torch.Tensor:
@@ -396,22 +397,25 @@ class LatentTraining:
         check_count(self.candidates, 'candidates, M,', 2)
         check_beta(self.beta_support), check_positive(self.beta_most, 'beta_most')
 
-def _stage(model, loss, batches, steps, how, progress):
+def _stage(model, loss, batches, stage, how, progress, run=None):
+    "One stage; `run` is a folder and what else makes the run, for one to be resumed."
+    steps = getattr(how, stage)
     config = TrainConfig(steps=steps, lr=how.lr, warmup=min(50, steps), ema=0.99,
                          seed=how.seed)
-    return fit(model, loss, batches, config, progress=progress, device='cpu')
+    path, about = (run[0] / f'{stage}.safetensors', run[1]) if run else (None, None)
+    return fit(model, loss, batches, config, path, 'cpu', progress, recipe=about)
 
 # %% ../nbs/11_latent_diffuser.ipynb #371a7096
-def train_vae(model, segments, how=LatentTraining(), progress=False):
+def train_vae(model, segments, how=LatentTraining(), progress=False, run=None):
     "Stage 1: latents of trajectories. Their statistics are frozen here."
     first = segments.draw(4096, torch.Generator().manual_seed(how.seed))
     model.tokens = Normaliser.limits(first['token'])
     def batches(step, g): return model.tokens(segments.draw(how.batch, g)['token'])
-    run = _stage(model.vae, lambda m, token, g: m(token, g), batches, how.vae, how,
-                 progress)
+    out = _stage(model.vae, lambda m, token, g: m(token, g), batches, 'vae', how,
+                 progress, run)
     with torch.no_grad(): mean, _ = model.vae.encoder(model.tokens(first['token']))
     model.latents = Normaliser.gaussian(mean.flatten(0, 1))
-    return run
+    return out
 
 # %% ../nbs/11_latent_diffuser.ipynb #1784bd0f
 @torch.inference_mode(False)    # a guide needs gradients
@@ -439,7 +443,7 @@ def draw_latents(
                        eta=eta, noise=noise[1:])).x
 
 # %% ../nbs/11_latent_diffuser.ipynb #59736a28
-def train_prior(model, segments, how=LatentTraining(), progress=False):
+def train_prior(model, segments, how=LatentTraining(), progress=False, run=None):
     "Stage 2: which latents there are in a state, by score matching."
     S = model.config.state_dim
     @torch.no_grad()
@@ -449,7 +453,7 @@ def train_prior(model, segments, how=LatentTraining(), progress=False):
         noise = torch.randn(mean.shape, generator=g)
         return model.latents(mean + noise * (log_variance / 2).exp()), token[:, 0, :S]
     def loss(net, batch, g): return model.score_loss(*batch, g)
-    return _stage(model.prior, loss, batches, how.prior, how, progress)
+    return _stage(model.prior, loss, batches, 'prior', how, progress, run)
 
 # %% ../nbs/11_latent_diffuser.ipynb #396f0d2f
 def support_backup(
@@ -510,7 +514,7 @@ class Backup:
         return self.support.z[i], self.support.start[i], self.target[i]
 
 # %% ../nbs/11_latent_diffuser.ipynb #09090ebc
-def train_value(model, support, how=LatentTraining(), progress=False):
+def train_value(model, support, how=LatentTraining(), progress=False, run=None):
     "Stage 3: fitted Q iteration inside the support."
     known = support.gain / (1 - model.config.discount ** model.config.steps)
     scale = known.std().clamp(min=1e-6)[None]
@@ -519,10 +523,10 @@ def train_value(model, support, how=LatentTraining(), progress=False):
         z, state, target = batch
         return F.mse_loss(model.q(z, state) / scale, target / scale)
     batches = Backup(model, support, how.beta_support)
-    return _stage(model.value, loss, batches, how.value, how, progress)
+    return _stage(model.value, loss, batches, 'value', how, progress, run)
 
 # %% ../nbs/11_latent_diffuser.ipynb #bd35fc42
-def train_energy(model, support, how=LatentTraining(), progress=False):
+def train_energy(model, support, how=LatentTraining(), progress=False, run=None):
     "Stage 4: the intermediate energy, for every beta at once."
     N, M = support.candidates.shape[:2]
     with torch.no_grad():
@@ -536,7 +540,7 @@ def train_energy(model, support, how=LatentTraining(), progress=False):
         i, beta = batch
         return contrastive_loss(net, model.schedule, support.candidates[i], value[i],
                                 beta, g, support.after[i])
-    return _stage(model.energy, loss, batches, how.energy, how, progress)
+    return _stage(model.energy, loss, batches, 'energy', how, progress, run)
 
 # %% ../nbs/11_latent_diffuser.ipynb #82c8263d
 class LatentPlanner:
@@ -555,14 +559,27 @@ class LatentPlanner:
         self.model, self.beta, self.iterations = model, check_beta(beta), iterations
         self.every = check_count(every, 'every', 1, model.config.tokens)
         self.best_of, self.seed = check_count(best_of, 'best_of'), seed
-        self.guide, self.time = guide, 0
+        self.guide, self.time, self.seeds = guide, 0, None
+
+    def begin(self, seeds) -> 'LatentPlanner':
+        "New episodes, each with a seed of its own; without this, rows are numbered."
+        self.time, self.seeds = 0, check_seeds(list(seeds), len(seeds))
+        return self
+
+    def keep(self, rows):
+        "Go on with these rows of the batch only; the other episodes have ended."
+        if self.seeds: self.seeds = [self.seeds[r] for r in rows]
+        self.features, self.actions = self.features[rows], self.actions[rows]
 
     def plan(self, state):
         "Latents [B, L, D] for states [B, S], the best of each state's draws."
         many = state.repeat_interleave(self.best_of, 0)
         known = self.model.tokens(many)
-        seeds = [self.seed * 1_000_003 + self.time * 10_007 + i
-                 for i in range(len(many))]
+        first = self.seed * 1_000_003 + self.time * 10_007
+        seeds = [first + i for i in range(len(many))]
+        if self.seeds:
+            seeds = [first + s * 1_009 + i for s in self.seeds
+                     for i in range(self.best_of)]
         z = draw_latents(self.model, many, self.beta, self.iterations, seeds,
                          self.guide and self.guide(self.model, known))
         if self.best_of == 1: return z
@@ -613,14 +630,18 @@ def train_latent_diffuser(
     config: LatentConfig,
     how: LatentTraining = LatentTraining(),
     progress: bool = False,
+    out=None,                 # folder for runs that can be resumed, one for each stage
 ) -> LatentDiffuser:          # with averaged weights, in evaluation mode
     "All four stages; `ValueError` for data without rewards or with too short episodes."
-    segments = Segments(data, config)
+    segments, run = Segments(data, config), None
+    if out is not None:
+        about = dict(model=asdict(config), how=asdict(how), data=fingerprint(data))
+        run = Path(out), about
     torch.manual_seed(how.seed)
     model = LatentDiffuser(config)
-    train_vae(model, segments, how, progress)
-    train_prior(model, segments, how, progress)
+    train_vae(model, segments, how, progress, run)
+    train_prior(model, segments, how, progress, run)
     support = support_of(model, segments, how.support, how.candidates, seed=how.seed)
-    train_value(model, support, how, progress)
-    train_energy(model, support, how, progress)
+    train_value(model, support, how, progress, run)
+    train_energy(model, support, how, progress, run)
     return model.eval()

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from ldp_tut.cli import KEYS, KEYS_ANYWHERE, AnyRecipe, main
+from ldp_tut.cli import AnyRecipe, main
+from ldp_tut.reports import KEYS, KEYS_ANYWHERE
 
 SHELL = [sys.executable, '-c', 'import sys; from ldp_tut.cli import main; sys.exit(main())']  # what the installed command does
 

@@ -176,6 +176,51 @@ def test_a_planner_plans_when_its_plan_is_used_up(model, monkeypatch):
     assert best.shape == (3, SMALL.latents, SMALL.latent_dim)
 
 
+def test_the_action_at_a_step_is_that_of_its_token_for_the_state_met_there(model):
+    "Step t of a plan is part t % stride of token t // stride; the decoder reads the state in which the token begins."
+    g, c = torch.Generator().manual_seed(0), SMALL
+    states = torch.randn(4 * c.stride, 3, 4, generator=g)
+    planner = LatentPlanner(model, 0., every=4, iterations=2)
+    done = [planner(state) for state in states]
+    with torch.no_grad(): z = draw_latents(model, states[0], 0., 2, seeds=0)
+    features = model.vae.decoder(model.latents.inverse(z), model.tokens(states[0]))
+    for t, action in enumerate(done):
+        token, part = divmod(t, c.stride)
+        with torch.no_grad(): raw = model.vae.decoder.act(features[:, token], model.tokens(states[token * c.stride]))
+        scale = model.tokens.scale[c.state_dim:-2].view(c.stride, 2)[part], model.tokens.centre[c.state_dim:-2].view(c.stride, 2)[part]
+        torch.testing.assert_close(action, raw.view(3, c.stride, 2)[:, part] * scale[0] + scale[1], atol=1e-4, rtol=1e-4)
+
+
+def test_episodes_with_seeds_of_their_own_do_not_depend_on_one_another(model):
+    "Rows that end are left out; the others act as they would have alone."
+    states = torch.randn(12, 5, 4, generator=torch.Generator().manual_seed(0))
+    def drive(rows, best_of):
+        planner, out = LatentPlanner(model, 2., every=2, iterations=3, best_of=best_of).begin([10 + r for r in rows]), []
+        for t, state in enumerate(states):
+            out.append(dict(zip(rows, planner(state[rows]))))
+            if t == 6 and len(rows) > 1: planner.keep([0, 2]); rows = [rows[0], rows[2]]
+        return out
+    for best_of in (1, 3):
+        many, alone = drive([0, 1, 2, 3, 4], best_of), drive([2], best_of)
+        for a, b in zip(many, alone): torch.testing.assert_close(a[2], b[2], atol=1e-4, rtol=1e-4)
+        assert set(many[-1]) == {0, 2}
+
+
+def test_a_killed_training_is_gone_on_with_stage_by_stage(tmp_path, monkeypatch):
+    "A finished stage is read, not trained again; another recipe is refused by name."
+    from ldp_tut import latent_diffuser
+    data, how = walks(), LatentTraining(vae=3, prior=3, value=3, energy=3, support=16, candidates=4)
+    def killed(*_, **__): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(latent_diffuser, 'train_value', killed)
+        with pytest.raises(KeyboardInterrupt): train_latent_diffuser(data, SMALL, how, out=tmp_path)
+    assert {p.name for p in tmp_path.glob('*.safetensors')} == {'vae.safetensors', 'prior.safetensors'}
+    went_on, whole = train_latent_diffuser(data, SMALL, how, out=tmp_path), train_latent_diffuser(data, SMALL, how)
+    for a, b in zip(went_on.state_dict().values(), whole.state_dict().values()): torch.testing.assert_close(a, b)
+    with pytest.raises(CheckpointError, match='candidates=4, not 8'):
+        train_latent_diffuser(data, SMALL, LatentTraining(vae=3, prior=3, value=3, energy=3, support=16, candidates=8), out=tmp_path)
+
+
 def test_a_checkpoint_round_trips(model, tmp_path):
     path = save_latent_diffuser(tmp_path / 'm.safetensors', model, dict(seed=0))
     again, state = load_latent_diffuser(path), torch.randn(3, 4)
