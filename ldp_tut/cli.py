@@ -446,7 +446,7 @@ def train_by_method(a) -> dict:
     from ldp_tut.methods import MethodRecipe, save_method, train_method
     from ldp_tut.train import pick_device
     r, device = a.recipe, str(pick_device(a.device))
-    _check_wishes(a), _check_method(a)
+    _check_method(a), _check_wishes(a)
     recipe = {f.name: getattr(r, f.name) for f in fields(MethodRecipe)}
     recipe = MethodRecipe(**recipe)  # its checks are made before anything is played
     out, data, _, env_id = world_and_data(a)
