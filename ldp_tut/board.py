@@ -286,6 +286,7 @@ def settling_board(
     order: str = 'all', # one of `ORDERS`
 ) -> torch.Tensor:      # int64 [M + 1, between + 2]
     "Both ends clean; those between settle in stages, from pure noise to clean."
+    check_count(between, 'between'), check_choice(order, ORDERS, 'order')
     stage, own = ORDERS[order](between), full_board(1, K, iterations)[:, 0]
     m = torch.arange(iterations * (max(stage) + 1) + 1)
     board = torch.zeros(len(m), between + 2, dtype=torch.long)
@@ -298,6 +299,7 @@ def run_on(board, at) -> torch.Tensor:
     """A board for each plan [M + 1, B, H], its clean far column at `at` [B].
 
     Those after it settle as they would before."""
+    _a_board(board)
     column = torch.arange(board.shape[1])
     from_left = column - (column > at[:, None]).long()
     each = board[:, from_left]
@@ -311,6 +313,8 @@ def between_times(n, tokens: int, near: int, stride: int, whole_steps: bool = Fa
     `near` tokens stand at single strides, the others evenly up to n [B]; all evenly
     where n is short. At whole steps, a short plan has single steps alone, and runs on
     past its far token."""
+    check_count(near, 'near', 1, check_count(tokens, 'tokens'))
+    check_count(stride, 'stride')
     column, n = torch.arange(tokens + 2, device=n.device).float(), n.float()[:, None]
     step = torch.minimum(torch.full_like(n, float(stride)), n / (tokens + 1))
     far = step * near + (column - near) * (n - step * near) / (tokens + 1 - near)
@@ -320,7 +324,8 @@ def between_times(n, tokens: int, near: int, stride: int, whole_steps: bool = Fa
 
 def horizons(longest: int, count: int, least: int = 1) -> list:
     "At most `count` distances from `least` to `longest` steps, even in the logarithm."
-    least = min(least, longest)
+    check_count(count, 'count')
+    least = min(check_count(least, 'least'), check_count(longest, 'longest'))
     share = [i / (count - 1) for i in range(count)] if count > 1 else [1.]
     return sorted({round(least * (longest / least) ** u) for u in share})
 

@@ -42,6 +42,13 @@ BAD = [  # function, call, exception, words of the sentence
     *[(f'board.{f}_board', lambda f=f: board.BOARDS[f](0, 10, 5), ValueError, 'H must be .*got 0') for f in board.BOARDS],
     *[(f'board.{f}_board', lambda f=f: board.BOARDS[f](3, 2.5, 5), ValueError, 'K must be .*got 2.5') for f in board.BOARDS],
     *[(f'board.{f}_board', lambda f=f: board.BOARDS[f](3, 10, 5, lead=1.), ValueError, 'lead must be .*got 1.0') for f in board.BOARDS if f not in ('full', 'autoregressive')],
+    ('board.settling_board', lambda: board.settling_board(0, 10, 5), ValueError, 'between must be .*got 0'),
+    ('board.settling_board', lambda: board.settling_board(3, 10, 5, 'up'), ValueError, "unknown order 'up': choose one of near, far"),
+    ('board.run_on', lambda: board.run_on(torch.zeros(3), torch.tensor([1])), ValueError, r'board must be .*got \[3\]'),
+    ('board.between_times', lambda: board.between_times(torch.tensor([9]), 3, 4, 1), ValueError, r'near must be an integer in 1\.\.3, got 4'),
+    ('board.between_times', lambda: board.between_times(torch.tensor([9]), 3, 2, 0), ValueError, 'stride must be .*got 0'),
+    ('board.horizons', lambda: board.horizons(0, 3), ValueError, 'longest must be .*got 0'),
+    ('board.horizons', lambda: board.horizons(9, 0), ValueError, 'count must be .*got 0'),
     ('board.pin', lambda: board.pin(full_board(3, 10, 5), [3]), ValueError, 'column 3 of a board of 3'),
     ('board.pin', lambda: board.pin(full_board(3, 10, 5), -1), ValueError, r'columns must be .*0\.\.3, got -1'),
     ('board.pin', lambda: board.pin(full_board(3, 10, 5), [True, False]), ValueError, r'mask of columns must be \[H\] = \[3\], got \[2\]'),
@@ -174,6 +181,6 @@ def test_bad_input_is_named(name, call, error, words):
 
 @pytest.mark.parametrize('module', ['board', 'ddpm', 'score', 'guidance'])
 def test_nothing_public_is_missing_above(module):
-    takes_nothing_wrong = {'board.BOARDS', 'ddpm.SCHEDULES', 'ddpm.Iteration', 'ddpm.digits'}  # tables, records, and functions without arguments
+    takes_nothing_wrong = {'board.BOARDS', 'board.ORDERS', 'ddpm.SCHEDULES', 'ddpm.Iteration', 'ddpm.digits'}  # tables, records, and functions without arguments
     public = {f'{module}.{n}' for n in importlib.import_module(f'ldp_tut.{module}').__all__}
     assert public - takes_nothing_wrong <= {b[0] for b in BAD}
