@@ -635,6 +635,7 @@ def train_planner(
     if before is not None: net.load_state_dict(before)
     how = TrainConfig(steps=steps, lr=recipe.lr, warmup=100, seed=seed, **how)
     if minutes:
+        if isinstance(net, FieldDenoiser): batches.grow = 0  # measured while it looks as far as it ever will
         count = begun['config']['steps'] if begun else steps_in(minutes, net, loss, batches, how, device)
         how = replace(how, steps=count)
     if isinstance(net, FieldDenoiser): batches.grow = growing(how.steps, 0.4 if before is None else 0.1)
