@@ -9,8 +9,8 @@ __all__ = ['Options', 'Switch', 'Method', 'only_one', 'COMMANDS', 'OF_ROOMS', 'C
            'AnyRecipe', 'Measured', 'Plan', 'Eval', 'Bench', 'Which', 'is_exact', 'unchecked', 'method_options',
            'read_card', 'is_generic', 'is_method', 'planning_options', 'with_options', 'read_command', 'show_commands',
            'usual_policy', 'run_collect', 'run_train', 'exact_recipe', 'train_exact', 'data_for', 'world_and_data',
-           'train_any', 'train_by_method', 'load_any', 'measure_any', 'run_plan', 'film_of_rooms', 'run_eval',
-           'eval_rooms', 'check_rooms', 'eval_any', 'check_any', 'run_bench', 'main']
+           'train_any', 'train_by_method', 'load_any', 'measure_any', 'run_plan', 'film_of_learned', 'film_of_rooms',
+           'run_eval', 'eval_rooms', 'check_rooms', 'eval_any', 'check_any', 'run_bench', 'main']
 
 # %% ../nbs/21_command_line.ipynb #ef71163f
 import json
@@ -532,13 +532,28 @@ def run_plan(a) -> dict:
     gif = 'plan.gif' if a.gif is None else a.gif
     if gif: _gif_name(gif)
     path, card = read_card(a)
+    filmed = not is_generic(card) or _shows_rooms(a, card)
+    if a.gif and not filmed: raise ValueError('films are made of rooms only: leave out --gif')
+    if gif and filmed: _writable(Path(gif).parent)
     if is_generic(card):
-        if a.gif: raise ValueError('films are made of rooms only: leave out --gif')
-        return measure_any(a, path, card)[1]
-    if gif: _writable(Path(gif).parent)
+        agent, report = measure_any(a, path, card)
+        return report | (film_of_learned(agent, report, gif) if gif and filmed else {})
     agent = _load_for_rooms(a, card)
     report = _measure(a, agent, keep=a.episodes)
     return report | (film_of_rooms(agent, report['walks'], gif) if gif else {})
+
+def _shows_rooms(a, card):
+    from ldp_tut.data import twin_knows
+    env_id = a.env or card.get('env_id')
+    return card.get('denoiser') == 'field' and bool(env_id) and twin_knows(env_id, None, {})
+
+def film_of_learned(agent, report, gif) -> dict:
+    "Of the first room that was played."
+    from ldp_tut.envs import room_seeds
+    from ldp_tut.rooms import film_walk
+    from ldp_tut.viz import save_gif
+    seed = room_seeds(report['env'], 1, report['seed'], report['spare'])[0]
+    return dict(gif=str(save_gif(film_walk(agent, report['env'], seed), gif)), gif_seed=seed)
 
 def film_of_rooms(agent, walks, gif) -> dict:
     from ldp_tut.bench import film_episode

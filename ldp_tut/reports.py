@@ -62,6 +62,7 @@ def tell_anywhere(r):
                   f"  lawful steps         {r['lawful_rate']:7.1%}  (next pictures of plans that some action leads to)"]
     lines.append(f"  time                 {r['ms_per_step']:7.1f}  ms per step (in batches)")
     if r.get('warning'): lines.append(f"  warning              {r['warning']}")
+    if r.get('gif'): lines.append(f"  film                 {r['gif']}  (room {r['gif_seed']})")
     return '\n'.join(lines)
 
 # %% ../nbs/20c_reports.ipynb #r0000011

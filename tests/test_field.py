@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ldp_tut.cli import main
 from ldp_tut.data import Trajectories
 from ldp_tut.envs import layouts, room_seeds, shortest_plan
 from ldp_tut.field import FieldConfig, FieldDenoiser, field_offsets, field_parts, kinds_in, make_symbol_world, steps_said
@@ -250,3 +252,13 @@ def test_a_next_picture_is_lawful_where_an_action_leads_to_it():
 class NoWorld:
     actions = 7
     def decode(self, z): return z
+
+
+def test_a_learned_planner_is_filmed_in_rooms_and_says_how_it_walked(tmp_path, capsys):
+    words = f'plan --checkpoint crossing-field --episodes 1 --most 3 --gif {tmp_path}/film.gif'.split()
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert 'steps over optimum' in said and 'lawful steps' in said and 'film.gif  (room 20000' in said
+    with Image.open(tmp_path / 'film.gif') as film: assert film.n_frames > 20 and film.size[0] > 200
+    assert main(['plan', '--checkpoint', 'pointmaze-medium', '--gif', f'{tmp_path}/no.gif']) == 1
+    assert 'films are made of rooms' in capsys.readouterr().err and not (tmp_path / 'no.gif').exists()
