@@ -533,7 +533,8 @@ def run_plan(a) -> dict:
     if gif: _gif_name(gif)
     path, card = read_card(a)
     filmed = not is_generic(card) or _shows_rooms(a, card)
-    if a.gif and not filmed: raise ValueError('films are made of rooms only: leave out --gif')
+    if a.gif and not filmed:
+        raise ValueError('films are made of rooms only: leave out --gif')
     if gif and filmed: _writable(Path(gif).parent)
     if is_generic(card):
         agent, report = measure_any(a, path, card)
@@ -544,8 +545,8 @@ def run_plan(a) -> dict:
 
 def _shows_rooms(a, card):
     from ldp_tut.data import twin_knows
-    env_id = a.env or card.get('env_id')
-    return card.get('denoiser') == 'field' and bool(env_id) and twin_knows(env_id, None, {})
+    env_id = a.env or card.get('env_id') or ''
+    return card.get('denoiser') == 'field' and twin_knows(env_id, None, {})
 
 def film_of_learned(agent, report, gif) -> dict:
     "Of the first room that was played."
@@ -553,7 +554,8 @@ def film_of_learned(agent, report, gif) -> dict:
     from ldp_tut.rooms import film_walk
     from ldp_tut.viz import save_gif
     seed = room_seeds(report['env'], 1, report['seed'], report['spare'])[0]
-    return dict(gif=str(save_gif(film_walk(agent, report['env'], seed), gif)), gif_seed=seed)
+    film = film_walk(agent, report['env'], seed)
+    return dict(gif=str(save_gif(film, gif)), gif_seed=seed)
 
 def film_of_rooms(agent, walks, gif) -> dict:
     from ldp_tut.bench import film_episode
