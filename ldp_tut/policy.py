@@ -519,7 +519,7 @@ def load_policy(path) -> Policy:
 
 # %% ../nbs/10_policy.ipynb #p00000a6
 def policy_rows(task: str) -> list:
-    "The rows of `policy.csv` of one task: 'fork' or 'pusht'; numbers as floats."
+    "The rows of `policy.csv` of one task, such as 'fork' or 'pusht'; numbers as floats."
     with asset('policy.csv').open() as f: rows = [r for r in csv.DictReader(f)]
     text = ('task', 'policy')
     return [{k: v if k in text else float(v or 'nan') for k, v in r.items()}
