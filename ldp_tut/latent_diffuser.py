@@ -32,7 +32,6 @@ from .records import Trajectories, check_data
 from .score import GaussianMixture
 from .train import TrainConfig, fingerprint, fit
 
-# %% ../nbs/11_latent_diffuser.ipynb #e59b0801
 def check_candidates(value: torch.Tensor) -> torch.Tensor:
     "Raise `ValueError` unless these are values [B, M] of at least two candidates each; returns them."
     if value.ndim != 2 or value.shape[1] < 2:
@@ -390,6 +389,7 @@ class LatentTraining:
     beta_most: float = 20.     # the energy is trained for every beta up to this
     lr: float = 2e-3
     seed: int = 0
+    of_samples: bool = False   # scale latents by the spread of samples, not of means
 
     def __post_init__(self):
         for name in ('vae', 'prior', 'value', 'energy', 'batch', 'support'):
@@ -413,8 +413,12 @@ def train_vae(model, segments, how=LatentTraining(), progress=False, run=None):
     def batches(step, g): return model.tokens(segments.draw(how.batch, g)['token'])
     out = _stage(model.vae, lambda m, token, g: m(token, g), batches, 'vae', how,
                  progress, run)
-    with torch.no_grad(): mean, _ = model.vae.encoder(model.tokens(first['token']))
-    model.latents = Normaliser.gaussian(mean.flatten(0, 1))
+    with torch.no_grad():
+        z, log_variance = model.vae.encoder(model.tokens(first['token']))
+    if how.of_samples:
+        g = torch.Generator().manual_seed(how.seed)
+        z = z + (log_variance / 2).exp() * torch.randn(z.shape, generator=g)
+    model.latents = Normaliser.gaussian(z.flatten(0, 1))
     return out
 
 # %% ../nbs/11_latent_diffuser.ipynb #1784bd0f
@@ -624,7 +628,6 @@ def load_latent_diffuser(path) -> LatentDiffuser:
     load_weights(model, tensors, path)
     return model.eval()
 
-# %% ../nbs/11_latent_diffuser.ipynb #86e5b4a7
 def train_latent_diffuser(
     data: Trajectories,
     config: LatentConfig,

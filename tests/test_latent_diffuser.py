@@ -221,6 +221,21 @@ def test_a_killed_training_is_gone_on_with_stage_by_stage(tmp_path, monkeypatch)
         train_latent_diffuser(data, SMALL, LatentTraining(vae=3, prior=3, value=3, energy=3, support=16, candidates=8), out=tmp_path)
 
 
+def test_latents_that_say_nothing_are_not_magnified_where_samples_set_the_scale():
+    "A number that the encoder leaves at N(0, 1) hardly differs in its means; its samples have a spread of 1."
+    from ldp_tut.latent_diffuser import LatentDiffuser, train_vae
+    spread = {}
+    for of_samples in (False, True):
+        torch.manual_seed(0)
+        dull = LatentDiffuser(LatentConfig(4, 2, stride=2, tokens=8, latents=2, latent_dim=3, width=16, depth=1, K=20, kl=1e3))
+        segments = Segments(walks(), dull.config)
+        train_vae(dull, segments, LatentTraining(vae=150, batch=32, lr=1e-2, of_samples=of_samples))
+        with torch.no_grad(): mean, log_variance = dull.vae.encoder(dull.tokens(segments.draw(256, torch.Generator().manual_seed(1))['token']))
+        z = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(2))
+        spread[of_samples] = float(dull.latents(z).std())
+    assert spread[True] == pytest.approx(1, abs=.2) and spread[False] > 2, spread
+
+
 def test_a_checkpoint_round_trips(model, tmp_path):
     path = save_latent_diffuser(tmp_path / 'm.safetensors', model, dict(seed=0))
     again, state = load_latent_diffuser(path), torch.randn(3, 4)
@@ -253,11 +268,31 @@ def test_bad_input_is_refused_at_the_door(model):
     with pytest.raises(ValueError, match='every must be an integer'): LatentPlanner(model, 1., every=9)
 
 
+def rows_of(experiment):
+    with open(asset('latent_diffuser.csv')) as f: return [r for r in csv.DictReader(f) if r['experiment'] == experiment]
+
+
 def test_the_committed_rows_say_what_the_chapter_says():
-    "Leaning by the energy beats cloning, the prior and the naive guide by more than the 95 % intervals of the episodes."
-    with open(asset('latent_diffuser.csv')) as f: rows = {r['method']: (float(r['success']), int(r['episodes'])) for r in csv.DictReader(f)}
-    half = lambda p, n: 1.96 * (p * (1 - p) / n) ** .5
-    best, n = rows['energy, β = 16']
-    for other in ('behaviour cloning', 'prior', 'naive, β = 16'):
-        p, m = rows[other]
-        assert best - half(best, n) > p + half(p, m), other
+    "In every model leaning by the energy beats the prior, and in the first cloning and the naive guide, by more than the 95 % intervals of the starts."
+    def half(p, n): return 1.96 * (p * (1 - p) / n) ** .5
+    rows = {(r['seed'], r['method'], float(r['beta'])): (float(r['success']), int(r['episodes'])) for r in rows_of('beta')}
+    seeds = {seed for seed, *_ in rows}
+    assert '0' in seeds and {float(beta) for s, m, beta in rows if m == 'energy'} >= {1., 4., 16., 64., 256.}
+    for seed in seeds:
+        best, n = rows[seed, 'energy', 16.]
+        rivals = [('prior', 0.)] + [('cloning', 0.), ('naive', 4.), ('naive', 16.)] * (seed == '0')
+        for name, beta in rivals:
+            p, m = rows[seed, name, beta]
+            assert n >= 200 and best - half(best, n) > p + half(p, m), (seed, name)
+
+
+def test_each_of_the_six_experiments_has_rows():
+    "Reconstruction and latent sizes, generated plans, beta, data and shift, the clock."
+    variants = {r['setting'] for r in rows_of('variant')}
+    assert {'as it is', 'D = 1', 'D = 8', 'T = 32, L = 4', 'half'} <= variants
+    for setting in variants: assert {r['method'] for r in rows_of('variant') if r['setting'] == setting} == {'model', 'energy', 'prior'}
+    assert all(float(r['apart']) > 0 and 0 <= float(r['walls']) <= 1 for r in rows_of('variant') + rows_of('generated') if r['method'] == 'model')
+    assert {'none', 'motor', 'wind', 'wind, every 1', 'wind, every 8'} == {r['setting'] for r in rows_of('shift')}
+    clock = rows_of('clock')
+    for r in clock: assert float(r['one']) > 0 if r['method'] == 'milliseconds' else 0 <= float(r['success']) <= 1
+    assert {r['setting'] for r in clock if r['method'] == 'drive'} == {r['setting'] for r in clock if r['method'] == 'milliseconds'}
