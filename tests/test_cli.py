@@ -175,12 +175,16 @@ def test_the_commands_on_shipped_cards_are_still_understood():
         asked = cli.read_command(card['command'].split()[1:])
         assert cli.is_exact(asked) == (card['kind'] != 'agent')
         if card['kind'] == 'agent':
-            names = ('radius', 'world_steps', 'width', 'depth', 'steps')
+            names = ('radius', 'world_steps', 'width', 'depth')
             mine = {n: getattr(asked.recipe, n) for n in names}
             mine['world_steps'] = mine['world_steps'] or 6000  # what no number comes to for vectors
             assert mine == {n: card['recipe'][n] for n in names}
-            assert (asked.env, asked.seed, asked.recipe.data_steps) == (card['env_id'], card['seed'], card['data']['steps'])
-            assert cli.usual_policy(asked.env) == card['data']['policy']
+            assert (asked.env, asked.seed, asked.recipe.steps) == (card['env_id'], card['seed'], card['steps'])
+            for n in ('tokens', 'batch', 'lr', 'longest'):
+                if getattr(asked.recipe, n) is not None and n in card['recipe']: assert getattr(asked.recipe, n) == card['recipe'][n]
+            r, data = asked.recipe, card['data']
+            assert r.episodes == data['episodes'] if r.episodes else r.data_steps == data['steps']
+            assert (r.policy or cli.usual_policy(asked.env)) == data['policy'] and r.spare == data.get('spare', 0)
             continue
         mine = vars(cli.exact_recipe(asked))
         given = {n: v for n, v in card['recipe'].items() if n != 'precision'}  # on a card it says what 'auto' came to
