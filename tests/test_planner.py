@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from test_fake_device import DEVICE, faked
 from ldp_tut.data import Trajectories
 from ldp_tut.ddpm import cosine_schedule
 from ldp_tut.field import FieldConfig, FieldDenoiser, SymbolWorld
@@ -400,19 +401,6 @@ def test_a_report_of_played_episodes_warns_where_predicted_and_executed_reward_p
 
 
 # Nothing waits for the device: on a fake one, whatever reads back or mixes devices raises.
-
-DEVICE = 'meta'  # a name that every build of torch can index tensors on; to the fake mode it is a device like any other
-
-
-def faked(module, device=DEVICE):
-    "The module, with all its tensors replaced by fake ones on another device; call it inside the mode."
-    for m in module.modules():
-        for table in (m._parameters, m._buffers):
-            for name, t in table.items():
-                if t is not None:
-                    fake = torch.empty(t.shape, dtype=t.dtype, device=device)
-                    table[name] = nn.Parameter(fake, t.requires_grad) if isinstance(t, nn.Parameter) else fake
-    return module
 
 
 @pytest.fixture()
