@@ -265,12 +265,12 @@ class FieldMessages(FieldParts):
             after.append(self.later(1, self.told(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
         return torch.stack(before, 1), torch.stack(after[::-1], 1)
 
-    def prepare_now(self, z0, scene) -> FieldScene:
+    def prepare_now(self, z0, scene, most: int = None) -> FieldScene:
         "What one who stands at clean z0 [b, C, rows, cols] can say of every later moment."
         fine = self.see(scene)
         own = self.own(z0[:, None], torch.zeros(len(z0), 1, dtype=torch.long, device=z0.device))[1][:, 0]
         now = self.told(0, self.blank(0, fine), own)
-        return FieldScene(scene, fine, self.ages(0, now, fine, self.longest))
+        return FieldScene(scene, fine, self.ages(0, now, fine, most or self.longest))
 
     def prepare_way(self, far, n, config, scene) -> FieldScene:
         "The same for those on their way to clean far tokens [B, C, rows, cols], which stay as they are."
@@ -283,18 +283,42 @@ class FieldMessages(FieldParts):
 # %% ../nbs/12c_field.ipynb #12cf0005
 class FieldQuestions(FieldMessages):
     "When could one be there? Asked of a denoiser that `read`s."
+    def kinds_of(self, z):
+        "The kind of every cell of tokens [B, N, C, rows, cols]: int64 [B, N, 1, rows, cols]."
+        return torch.einsum('bncxy,vc->bnvxy', z, self.codes).argmax(2, keepdim=True)
+
+    def blind(self, z0, steps, scene):
+        "Log-shares of kinds [R, V, rows, cols], `steps` [R] after z0 [R, ...], before anything is known of that token."
+        x = torch.stack([z0, torch.zeros_like(z0)], 1)
+        times = torch.stack([torch.zeros_like(steps), steps], 1)
+        k = torch.zeros_like(times).long(); k[:, 1] = self.schedule.K
+        return self.read(x, k, times, scene)[0][:, -1].log_softmax(1)
+
+    @torch.no_grad()
+    def chance_from(self, z, far, steps):
+        """How likely pictures far [B, C, rows, cols] are, `steps` [B] after pictures z [B, ...]: log-likelihoods [B].
+
+        Zero, for all alike, where no step is left."""
+        rows = torch.cat([t.flatten(1) for t in (*self.kinds_of(torch.stack([z, far], 1)).unbind(1), steps[:, None])], 1)
+        own, back = torch.arange(len(z), device=z.device), torch.arange(len(z), device=z.device)
+        if z.device.type == 'cpu':  # many ways begin alike, and each is asked about once
+            unique, back = rows.unique(dim=0, return_inverse=True)
+            own = torch.zeros(len(unique), dtype=torch.long).scatter_(0, back, own)
+        kind = self.kinds_of(torch.stack([z, far], 1)[own])
+        z = self.codes[kind[:, 0, 0]].movedim(-1, -3).to(z)
+        left = steps[own].clamp(1, self.longest)
+        most = int(left.max()) if z.device.type == 'cpu' else self.longest
+        log = self.blind(z, left.to(z), self.prepare_now(z, z, most)).gather(1, kind[:, 1])
+        return log.flatten(1).sum(1).where(steps[own] > 0, 0.)[back]
+
     @torch.no_grad()
     def arrivals(self, z0, far, scene, chunk: int = 8):
         """How likely the pictures far [B, N, C, rows, cols] are after 1 to `longest` steps, before anything is known
         of them: log-likelihoods [B, N, longest], cells taken one by one."""
-        kinds = torch.einsum('bncxy,vc->bnvxy', far.to(z0), self.codes).argmax(2, keepdim=True)
-        out = []
+        kinds, out = self.kinds_of(far.to(z0)), []
         for steps in torch.arange(1., self.longest + 1, device=z0.device).split(chunk):
             n, B = len(steps), len(z0)
-            x = torch.stack([z0.repeat_interleave(n, 0), torch.zeros_like(z0).repeat_interleave(n, 0)], 1)
-            times = torch.stack([torch.zeros_like(steps), steps], 1).repeat(B, 1)
-            k = torch.zeros_like(times).long(); k[:, 1] = self.schedule.K
-            share = self.read(x, k, times, scene)[0][:, -1].log_softmax(1).unflatten(0, (B, n))
+            share = self.blind(z0.repeat_interleave(n, 0), steps.repeat(B), scene).unflatten(0, (B, n))
             log = [share.gather(2, kinds[:, i:i + 1].expand(-1, n, -1, -1, -1)) for i in range(far.shape[1])]
             out.append(torch.stack([t.flatten(2).sum(2) for t in log], 1))
         return torch.cat(out, 2)

@@ -8,7 +8,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 __all__ = ['WHEN', 'WORLDS', 'DENOISERS', 'PlanConfig', 'Plan', 'of_rows', 'Far', 'Destination', 'Frame', 'try_destinations',
            'walk_down', 'expected_reward', 'recall_destinations', 'oddness', 'paying', 'believable',
            'earliest_believable', 'first_passage', 'as_far_as_possible', 'soonest', 'earliest_arrival', 'settle_way',
-           'FarFuturePlanner', 'next_action', 'vote', 'check_parts', 'Agent', 'denoiser_kind', 'save_agent',
+           'FarFuturePlanner', 'next_action', 'judge', 'vote', 'check_parts', 'Agent', 'denoiser_kind', 'save_agent',
            'load_agent', 'PlannerRecipe', 'train_planner', 'to_train', 'check_ends_pay', 'begin_with',
            'default_longest', 'default_plan']
 
@@ -78,6 +78,7 @@ class PlanConfig:
     whole_steps: bool = False  # at whole steps; short plans run on past the far token
     order: str = 'all'         # which settle first: 'near', 'far', 'ends' or 'all'
     votes: int = 1             # ways settled side by side; their first actions vote
+    judged: bool = False       # a vote counts by the chance of the far token from there
     scale: float = 3.          # guidance scale; 0 plans without looking for reward
     limit: float = 1.5         # trust region of the guide, posterior deviations
     eta: float = 0.            # noise kept while the way settles
@@ -357,7 +358,7 @@ class FarFuturePlanner:
         own_seeds = self.way_seeds(seeds)
         times, z, at = settle_way(self, now, far_z, n, ready, own_seeds, late)
         first, agreed = z0.new_zeros(B, 0), torch.zeros_like(i)
-        if V > 1: first, agreed = vote(self, times, z, scene)
+        if V > 1: first, agreed = vote(self, times, z, scene, judge(self, times, z, far_z, n) if self.config.judged else None)
         if film is not None:
             film += [of_rows(f, i * far.n.shape[1] + end.chosen) for f in early]
             film += [of_rows(f, i * V + agreed) for f in late]
@@ -390,19 +391,28 @@ def next_action(planner, z, tokens, ahead, scene) -> torch.Tensor:
 
 # %% ../nbs/13_planner.ipynb #79371fa9
 @torch.no_grad()
-def vote(planner, times, z, scene) -> tuple:
+def judge(planner, times, z, far, n) -> torch.Tensor:
+    "What the ways' votes are worth: the chance of the far token, seen from the next one, in shares [B, V]."
+    log = planner.denoiser.chance_from(z[:, 1], far, n - times[:, 1].round().long())
+    return log.unflatten(0, (-1, planner.config.votes)).softmax(1)
+
+@torch.no_grad()
+def vote(planner, times, z, scene, worth=None) -> tuple:
     """Of V ways for each plan, times [B * V, H] and tokens [B * V, H, *latent]: the first action [B, A], and which way
-    is taken [B].
+    is taken [B]. Votes may be worth unequal shares [B, V].
 
     That is the one surest of the action that wins, or, of vectors, the one nearest to the mean."""
     V = planner.config.votes
     i = torch.arange(len(z) // V, device=z.device)
     action = next_action(planner, z[:, 0], z, times, of_rows(scene, i.repeat_interleave(V))).unflatten(0, (-1, V))
+    worth = torch.full(action.shape[:2], 1 / V).to(action) if worth is None else worth
     if not planner.world.actions:
-        agreed = (action - action.mean(1, keepdim=True)).pow(2).sum(2).argmin(1)
+        mean = (worth[..., None] * action).sum(1, keepdim=True)
+        agreed = (action - mean).pow(2).sum(2).argmin(1)
         return action[i, agreed], agreed
-    share = action.softmax(2).mean(1)
-    return share.clamp(min=1e-9).log(), action.softmax(2)[i, :, share.argmax(1)].argmax(1)
+    each = worth[..., None] * action.softmax(2)
+    share = each.sum(1)
+    return share.clamp(min=1e-9).log(), each[i, :, share.argmax(1)].argmax(1)
 
 def check_parts(world, denoiser, config, when=None):
     "Do they go together? Raises `ValueError` with what is missing."
