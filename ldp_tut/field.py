@@ -7,7 +7,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/field.html.md"""
 # %% auto #0
 __all__ = ['SymbolWorld', 'MapMotion', 'named', 'looked', 'told_apart', 'cpu_precision', 'kinds_in', 'make_symbol_world', 'Age',
            'Compete', 'FieldConfig', 'FieldScene', 'FieldParts', 'FieldMessages', 'FieldQuestions', 'FieldDenoiser',
-           'steps_said', 'FieldBatches', 'FieldLoss', 'picture_names', 'field_offsets', 'growing', 'field_parts']
+           'each_once', 'steps_said', 'FieldBatches', 'FieldLoss', 'picture_names', 'field_offsets', 'growing',
+           'field_parts']
 
 # %% ../nbs/12c_field.ipynb #799f0b11
 import math
@@ -242,13 +243,16 @@ class FieldMessages(FieldParts):
         for _ in range(most): out.append(self.age[way](out[-1], fine))
         return torch.stack(out)
 
+    def most(self, steps):
+        "The longest of whole numbers; on an accelerator, which should not be asked, the longest there is."
+        return int(steps.max()) if steps.device.type == 'cpu' else self.longest
+
     def later(self, way, field, fine, gap):
         "Of each row the field `gap` steps on; gap a whole number for all, or int64 [R]."
         if isinstance(gap, int):
             for _ in range(gap): field = self.age[way](field, fine)
             return field
-        most = int(gap.max()) if gap.device.type == 'cpu' else self.longest
-        return self.ages(way, field, fine, most)[gap, torch.arange(len(gap), device=gap.device)]
+        return self.ages(way, field, fine, self.most(gap))[gap, torch.arange(len(gap), device=gap.device)]
 
     def fields(self, own, times, scene, gaps):
         "What all tokens before, and all after, say at each token that is read: two [B, R, W, rows, cols]."
@@ -277,8 +281,7 @@ class FieldMessages(FieldParts):
         fine = scene.fine.repeat_interleave(len(far) // len(scene.fine), 0)
         level = torch.zeros(len(far), 1, dtype=torch.long, device=far.device)
         then = self.told(1, self.blank(1, fine), self.own(far[:, None], level)[1][:, 0])
-        most = int(n.max()) if n.device.type == 'cpu' else self.longest
-        return scene._replace(pasts=self.ages(1, then, fine, most))
+        return scene._replace(pasts=self.ages(1, then, fine, self.most(n)))
 
 # %% ../nbs/12c_field.ipynb #12cf0005
 class FieldQuestions(FieldMessages):
@@ -296,19 +299,14 @@ class FieldQuestions(FieldMessages):
 
     @torch.no_grad()
     def chance_from(self, z, far, steps):
-        """How likely pictures far [B, C, rows, cols] are, `steps` [B] after pictures z [B, ...]: log-likelihoods [B].
+        """How likely pictures far [B, C, rows, cols] are, int64 `steps` [B] after pictures z [B, ...]: [B], in nats.
 
-        Zero, for all alike, where no step is left."""
-        rows = torch.cat([t.flatten(1) for t in (*self.kinds_of(torch.stack([z, far], 1)).unbind(1), steps[:, None])], 1)
-        own, back = torch.arange(len(z), device=z.device), torch.arange(len(z), device=z.device)
-        if z.device.type == 'cpu':  # many ways begin alike, and each is asked about once
-            unique, back = rows.unique(dim=0, return_inverse=True)
-            own = torch.zeros(len(unique), dtype=torch.long).scatter_(0, back, own)
-        kind = self.kinds_of(torch.stack([z, far], 1)[own])
-        z = self.codes[kind[:, 0, 0]].movedim(-1, -3).to(z)
-        left = steps[own].clamp(1, self.longest)
-        most = int(left.max()) if z.device.type == 'cpu' else self.longest
-        log = self.blind(z, left.to(z), self.prepare_now(z, z, most)).gather(1, kind[:, 1])
+        As if z were seen now, and nothing before it. Zero, for all alike, where no step is left."""
+        kinds = self.kinds_of(torch.stack([z, far], 1))  # [B, 2, 1, rows, cols]
+        own, back = each_once(torch.cat([kinds.flatten(1), steps[:, None]], 1))
+        kinds, left = kinds[own], steps[own].clamp(1, self.longest)
+        z = self.codes[kinds[:, 0, 0]].movedim(-1, 1).to(z)
+        log = self.blind(z, left.to(z), self.prepare_now(z, z, self.most(left))).gather(1, kinds[:, 1])
         return log.flatten(1).sum(1).where(steps[own] > 0, 0.)[back]
 
     @torch.no_grad()
@@ -371,6 +369,15 @@ class FieldDenoiser(FieldQuestions):
         return Prediction(torch.cat([x[:, :a], x0.to(x), x[:, z:]], 1), {n: whole(t) for n, t in heads.items()})
 
 # %% ../nbs/12c_field.ipynb #12cf0007
+def each_once(rows):
+    """Which rows of whole numbers [B, n] to keep, so that each is there once, and which of them every row went to.
+
+    On an accelerator, which should not be asked how many that are, all of them."""
+    every = torch.arange(len(rows), device=rows.device)
+    if rows.device.type != 'cpu': return every, every
+    unique, back = rows.unique(dim=0, return_inverse=True)
+    return torch.zeros(len(unique), dtype=torch.long).scatter_(0, back, every), back
+
 def steps_said(v):
     "What a passage head means: exponential up to e^4 steps, straight on beyond."
     return torch.where(v < 4, v.clamp(max=4).exp(), math.exp(4) * (v - 3))

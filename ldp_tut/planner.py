@@ -59,6 +59,7 @@ def _check_plan(c):
             raise ValueError(f'unknown {name} {getattr(c, name)!r}: choose one of {", ".join(known)}')
     if c.whole_steps and c.stride > 1:
         raise ValueError(f'whole_steps asks for single steps next to now, got stride={c.stride}')
+    if c.judged and c.votes < 2: raise ValueError('judged weighs votes against each other: raise votes')
     if c.trust <= 1 and c.when != 'passage':
         raise ValueError(f"trust={c.trust} remembers where and not when: choose when='passage', which asks anew")
 
@@ -78,7 +79,7 @@ class PlanConfig:
     whole_steps: bool = False  # at whole steps; short plans run on past the far token
     order: str = 'all'         # which settle first: 'near', 'far', 'ends' or 'all'
     votes: int = 1             # ways settled side by side; their first actions vote
-    judged: bool = False       # a vote counts by the chance of the far token from there
+    judged: bool = False       # a way's vote counts by the chance of the far token from its next one
     scale: float = 3.          # guidance scale; 0 plans without looking for reward
     limit: float = 1.5         # trust region of the guide, posterior deviations
     eta: float = 0.            # noise kept while the way settles
@@ -358,7 +359,8 @@ class FarFuturePlanner:
         own_seeds = self.way_seeds(seeds)
         times, z, at = settle_way(self, now, far_z, n, ready, own_seeds, late)
         first, agreed = z0.new_zeros(B, 0), torch.zeros_like(i)
-        if V > 1: first, agreed = vote(self, times, z, scene, judge(self, times, z, far_z, n) if self.config.judged else None)
+        worth = judge(self, times, z, far_z, n) if self.config.judged else None
+        if V > 1: first, agreed = vote(self, times, z, scene, worth)
         if film is not None:
             film += [of_rows(f, i * far.n.shape[1] + end.chosen) for f in early]
             film += [of_rows(f, i * V + agreed) for f in late]
@@ -392,16 +394,14 @@ def next_action(planner, z, tokens, ahead, scene) -> torch.Tensor:
 # %% ../nbs/13_planner.ipynb #79371fa9
 @torch.no_grad()
 def judge(planner, times, z, far, n) -> torch.Tensor:
-    "What the ways' votes are worth: the chance of the far token, seen from the next one, in shares [B, V]."
+    "What the votes of ways are worth: the chance of the far token, seen from the next one, in shares [B, V]."
     log = planner.denoiser.chance_from(z[:, 1], far, n - times[:, 1].round().long())
     return log.unflatten(0, (-1, planner.config.votes)).softmax(1)
 
 @torch.no_grad()
 def vote(planner, times, z, scene, worth=None) -> tuple:
-    """Of V ways for each plan, times [B * V, H] and tokens [B * V, H, *latent]: the first action [B, A], and which way
-    is taken [B]. Votes may be worth unequal shares [B, V].
-
-    That is the one surest of the action that wins, or, of vectors, the one nearest to the mean."""
+    """Of V ways for each plan, times [B * V, H] and tokens [B * V, H, *latent], whose votes are worth shares [B, V]:
+    the first action [B, A], and which way is taken [B]; the surest of the action that wins, or the nearest to a mean."""
     V = planner.config.votes
     i = torch.arange(len(z) // V, device=z.device)
     action = next_action(planner, z[:, 0], z, times, of_rows(scene, i.repeat_interleave(V))).unflatten(0, (-1, V))
@@ -410,8 +410,7 @@ def vote(planner, times, z, scene, worth=None) -> tuple:
         mean = (worth[..., None] * action).sum(1, keepdim=True)
         agreed = (action - mean).pow(2).sum(2).argmin(1)
         return action[i, agreed], agreed
-    each = worth[..., None] * action.softmax(2)
-    share = each.sum(1)
+    share = (each := worth[..., None] * action.softmax(2)).sum(1)
     return share.clamp(min=1e-9).log(), each[i, :, share.argmax(1)].argmax(1)
 
 def check_parts(world, denoiser, config, when=None):
@@ -420,18 +419,17 @@ def check_parts(world, denoiser, config, when=None):
     for what, part, names in (('world', world, asked), ('denoiser', denoiser, ('schedule', 'longest'))):
         for name in names:
             if not hasattr(part, name):
-                raise ValueError(f'a {what} needs {name}, {type(part).__name__} has none '
-                                 f'(see the protocol `{what.title()}`)')
+                raise ValueError(f'a {what} needs {name}, {type(part).__name__} has none (see `{what.title()}`)')
     most, K = max(config.iterations, config.far_iterations), denoiser.schedule.K
     if most > K: raise ValueError(f'{most} iterations are more than the {K} trained levels')
     if config.horizon > denoiser.longest:
-        raise ValueError(f'horizon {config.horizon} is farther than the {denoiser.longest} steps this model was '
-                         'trained for')
-    if when is None and config.when == 'arrival' and not hasattr(denoiser, 'arrivals'):
-        raise ValueError(f"when='arrival' asks the denoiser for arrivals, which {type(denoiser).__name__} has not: "
-                         "choose when='believable'")
-    if when is None and config.when in ('passage', 'soonest') and not (
-            hasattr(world, 'steps_between') or hasattr(denoiser, 'steps_between')):
+        raise ValueError(f'horizon {config.horizon} is farther than the {denoiser.longest} steps of its training')
+    for name, used, instead in (('arrivals', when is None and config.when == 'arrival', "choose when='believable'"),
+                                ('chance_from', config.judged, 'leave out judged')):
+        if used and not hasattr(denoiser, name):
+            raise ValueError(f'the plan asks for {name}, which {type(denoiser).__name__} has not: {instead}')
+    knows = hasattr(world, 'steps_between') or hasattr(denoiser, 'steps_between')
+    if when is None and config.when in ('passage', 'soonest') and not knows:
         raise ValueError(f"when={config.when!r} asks the world for steps_between, which {type(world).__name__} "
                          "has not: choose when='believable'")
 
@@ -503,9 +501,8 @@ class Agent:
     def note_delay(self):
         """How late one is, in steps [B]; the next horizon is longer by so many.
 
-        Whoever stands before a wall that the horizon knows nothing of waits for ever.
-        Here the horizon grows, until a plan has the time to go around it; and shrinks
-        again by a fifth with every plan that is on time."""
+        So a plan has the time to go around a wall that the horizon knows nothing of. It
+        shrinks again by a fifth with every plan that is on time."""
         i = torch.arange(len(self.plan.at), device=self.plan.at.device)
         delay = self.plan.reward.new_zeros(len(i)) if self.delay is None else self.delay
         left = self.plan.times[i, self.plan.at] - delay
@@ -518,9 +515,7 @@ class Agent:
     def restart(self,
         ended,  # bool [B], in the order of the last `act_batch`
     ):
-        """In these rows a new episode has begun, as where worlds reset themselves.
-
-        Forget where their goals were, and plan again."""
+        "In these rows a new episode has begun: forget where their goals were, plan again."
         ended = torch.as_tensor(np.asarray(ended)).bool()
         if self.plan is None or not ended.any(): return
         reward = self.plan.reward
@@ -700,5 +695,5 @@ def default_plan(rewards: Rewards, stride: int, net=None) -> PlanConfig:
     "Soon, where there is something to reach; late, where every step pays."
     if isinstance(net, FieldDenoiser):  # one far token serves for every horizon, and the next step is all one needs
         return PlanConfig(horizon=net.longest, candidates=2, iterations=10, tokens=1, near=1, votes=8, scale=10.,
-                          eta=1., when='arrival', slack=3.)
+                          eta=1., when='arrival', slack=3., judged=True)
     return PlanConfig(stride=stride, replan=2 * stride, when='farthest' if rewards.kind == 'step' else 'passage')

@@ -1,5 +1,6 @@
 "The denoiser of maps: generic, exact where it must be, and a planner with it."
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from PIL import Image
 from ldp_tut.cli import main
 from ldp_tut.data import Trajectories
 from ldp_tut.envs import layouts, room_seeds, shortest_plan
-from ldp_tut.field import FieldConfig, FieldDenoiser, field_offsets, field_parts, kinds_in, make_symbol_world, steps_said
+from ldp_tut.field import (FieldConfig, FieldDenoiser, each_once, field_offsets, field_parts, kinds_in, make_symbol_world,
+                           steps_said)
 from ldp_tut.planner import Agent, FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
 from ldp_tut.rooms import next_pictures_lawful, rooms_of, walk_rooms
 from ldp_tut.worlds import Spaces, fit_world
@@ -196,6 +198,40 @@ def test_a_plan_depends_on_its_own_seed_alone_and_arrival_asks_the_denoiser(part
 def test_arrival_is_refused_where_the_denoiser_cannot_say(parts):
     class Mute: schedule, longest = parts[2].schedule, 6
     with pytest.raises(ValueError, match='arrivals'): FarFuturePlanner(parts[1], Mute(), PlanConfig(when='arrival'))
+
+
+def test_the_chance_from_an_imagined_picture_is_that_of_a_seen_one(parts):
+    data, world, net, *_ = parts
+    z = world.encode(world.read(data.observation[[0, 3, 5, 0]]))
+    far = world.encode(world.read(data.observation[[4, 6, 9, 4]]))
+    log, steps = net.arrivals(z, far[:, None], net.prepare_now(z, z))[:, 0], torch.tensor([2, 5, 6, 2])
+    said = net.chance_from(z + 0.05 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), far, steps)
+    assert torch.allclose(said, log[torch.arange(4), steps - 1], atol=1e-4) and said[0] == said[3], 'noise on a code is forgotten'
+    assert torch.allclose(net.chance_from(z[1:2], far[1:2], steps[1:2]), said[1:2], atol=1e-4)
+    assert net.chance_from(z, far, torch.tensor([0, 1, -1, 0])).ne(0).tolist() == [False, True, False, False]
+
+
+def test_rows_are_kept_once_and_all_find_theirs():
+    rows = torch.tensor([[1, 2], [3, 4], [1, 2], [0, 9], [3, 4]])
+    own, back = each_once(rows)
+    assert len(own) == 3 and torch.equal(rows[own][back], rows)
+
+
+def test_a_way_that_is_judged_best_wins_the_vote(parts):
+    data, world, net, *_ = parts
+    plan = PlanConfig(horizon=6, tokens=1, near=1, when='arrival', slack=3., candidates=2, eta=1., votes=4, judged=True)
+    obs, seeds = data.observation[[0, 3, 5]], [7, 8, 9]
+    alone = FarFuturePlanner(world, net, replace(plan, votes=1, judged=False)).plan(obs, seeds)
+    class Partial(FieldDenoiser):
+        def chance_from(self, z, far, steps): return torch.arange(len(z)).remainder(4).eq(0) * 50.
+    partial = Partial(net.config, net.codes)
+    partial.load_state_dict(net.state_dict())
+    assert torch.allclose(FarFuturePlanner(world, partial, plan).plan(obs, seeds).z, alone.z, atol=1e-4), 'the first way is the only one that counts'
+    many, one = (FarFuturePlanner(world, net, plan).plan(o, s) for o, s in ((obs, seeds), (obs[1:2], seeds[1:2])))
+    assert torch.allclose(many.first[1], one.first[0], atol=1e-3)
+    with pytest.raises(ValueError, match='raise votes'): PlanConfig(judged=True)
+    class Mute: schedule, longest = net.schedule, 6
+    with pytest.raises(ValueError, match='chance_from'): FarFuturePlanner(world, Mute(), replace(plan, when='believable'))
 
 
 def test_training_goes_on_from_an_agent_with_its_own_codes(tmp_path):
