@@ -180,7 +180,8 @@ class FieldScene(NamedTuple):
     seen: torch.Tensor             # [b, C, rows, cols], codes
     fine: torch.Tensor             # [b, S, rows, cols], features
     futures: torch.Tensor = None   # [longest + 1, b, W, rows, cols], the field of now at every age
-    pasts: torch.Tensor = None     # [longest + 1, B, W, rows, cols], and of a clean far token
+    pasts: torch.Tensor = None     # [longest + 1, R, W, rows, cols], and of R clean far tokens
+    whose: torch.Tensor = None     # int64 [B], the one of them that each row is on the way to
 
 # %% ../nbs/12c_field.ipynb #12cf0001
 class FieldParts(nn.Module):
@@ -264,7 +265,7 @@ class FieldMessages(FieldParts):
         before = [scene.futures[gap[0], i // (B // b)] if a else self.blank(0, fine)]
         for j in range(1, R):
             before.append(self.later(0, self.told(0, before[-1], own[:, j - 1]), fine, gap[a + j - 1]))
-        after = [self.blank(1, fine) if scene.pasts is None else scene.pasts[gap[-1], i]]
+        after = [self.blank(1, fine) if scene.pasts is None else scene.pasts[gap[-1], scene.whose]]
         for j in range(R - 2, -1, -1):
             after.append(self.later(1, self.told(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
         return torch.stack(before, 1), torch.stack(after[::-1], 1)
@@ -277,11 +278,15 @@ class FieldMessages(FieldParts):
         return FieldScene(scene, fine, self.ages(0, now, fine, most or self.longest))
 
     def prepare_way(self, far, n, config, scene) -> FieldScene:
-        "The same for those on their way to clean far tokens [B, C, rows, cols], which stay as they are."
-        fine = scene.fine.repeat_interleave(len(far) // len(scene.fine), 0)
+        """The same for those on their way to clean far tokens [B, C, rows, cols], which stay as they are.
+
+        Several ways often lead to the same one, which is then aged once."""
+        row = torch.arange(len(far), device=far.device) // (len(far) // len(scene.fine))
+        own, whose = each_once(torch.cat([far.flatten(1), row[:, None].to(far)], 1))
+        far, fine = far[own], scene.fine[row[own]]
         level = torch.zeros(len(far), 1, dtype=torch.long, device=far.device)
         then = self.told(1, self.blank(1, fine), self.own(far[:, None], level)[1][:, 0])
-        return scene._replace(pasts=self.ages(1, then, fine, self.most(n)))
+        return scene._replace(pasts=self.ages(1, then, fine, self.most(n)), whose=whose)
 
 # %% ../nbs/12c_field.ipynb #12cf0005
 class FieldQuestions(FieldMessages):
@@ -370,7 +375,7 @@ class FieldDenoiser(FieldQuestions):
 
 # %% ../nbs/12c_field.ipynb #12cf0007
 def each_once(rows):
-    """Which rows of whole numbers [B, n] to keep, so that each is there once, and which of them every row went to.
+    """Which rows of numbers [B, n] to keep, so that each is there once, and which of them every row went to.
 
     On an accelerator, which should not be asked how many that are, all of them."""
     every = torch.arange(len(rows), device=rows.device)
