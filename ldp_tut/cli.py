@@ -103,6 +103,7 @@ class AnyRecipe(Played):
     # windows of a batch; default 128 for vectors, 32 for maps
     batch: int | None = None
     lr: float = 1e-3             # peak learning rate of the denoiser
+    ends: float = 0.             # of maps: share of windows drawn to an episode's end
     # a checkpoint of maps, name or file: keep its world, train its denoiser on
     start_from: str | None = None
 
@@ -135,8 +136,7 @@ only_one = tyro.conf.create_mutex_group(required=False)
 class Eval(Measured[Options], Generic[Options]):
     "Measure a checkpoint over many new rooms, of layouts kept aside, or episodes."
     episodes: int = 256
-    # play what the checkpoint's card claims again; exit status 1 if the claim does not
-    # hold
+    # play what the card claims again; exit status 1 if the claim does not hold
     check: Annotated[Switch, only_one] = False
     # write the result, and the planning options it was measured with, into the card of
     # the checkpoint, which must be a file

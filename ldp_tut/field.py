@@ -399,8 +399,9 @@ class FieldBatches:
         tokens: int = 6,
         size: int = 32,          # windows of more than three tokens; twice as many of fewer
         device='cpu',
+        ending: float = 0.,      # share of windows that are drawn to come to an episode's end
     ):
-        self.longest, self.grow, self.tokens, self.size = longest, grow, tokens, size
+        self.longest, self.grow, self.tokens, self.size, self.ending = longest, grow, tokens, size, ending
         self.device = torch.device(device)
         parts = np.array_split(data.observation, max(1, len(data.observation) // 20_000))
         put = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(self.device)
@@ -422,7 +423,15 @@ class FieldBatches:
         tokens = min((2, 2, 3, 4, self.tokens)[u], self.tokens, far + 1)
         offsets = field_offsets(tokens, far, generator)
         many = self.size * (2 if len(offsets) <= 3 else 1)
-        return self.window(offsets, torch.randint(0, len(self.episode), (many,), generator=generator))
+        pick = torch.randint(0, len(self.episode), (many,), generator=generator)
+        return self.window(offsets, self.to_ends(pick, offsets[-1], generator) if self.ending else pick)
+
+    def to_ends(self, pick, far, generator):
+        "A share `ending` of moments moved to where their episodes end within `far` steps, more often soon."
+        u, who = (torch.rand(len(pick), generator=generator).to(self.device) for _ in range(2))
+        e = self.episode[pick := pick.to(self.device)]
+        left = (far * u.square()).long().minimum(self.length[e] - 1)
+        return torch.where(who < self.ending, self.action_start[e] + self.length[e] - 1 - left, pick)
 
     def window(self, offsets: tuple, pick) -> dict:
         "Tokens at these offsets from the picked moments."
@@ -462,7 +471,7 @@ class FieldLoss:
         after_now = valid * (torch.arange(valid.shape[1], device=z.device) > 0)
         acts = action_error(p.heads['action'], batch['action'], self.world.actions)
         return dict(denoise=mean(nats, valid * (k > 0)), reward=says('reward'),
-                    termination=0.3 * says('termination'),
+                    termination=says('termination'),
                     action=0.1 * mean(acts, valid * acted(batch['action'])),
                     passage=0.25 * mean(pinball(late, 0.15), after_now))
 

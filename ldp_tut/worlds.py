@@ -9,8 +9,8 @@ __all__ = ['Seen', 'World', 'Spaces', 'cells_in', 'check_shape', 'read_observati
            'Motion', 'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss',
            'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_data_for_plans',
            'fingerprint_of_world', 'check_world', 'Rewards', 'goal_radius', 'Denoiser', 'DenoiserConfig',
-           'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss', 'acted', 'action_error', 'play',
-           'play_batch', 'stack', 'executed', 'promise_gap']
+           'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss', 'acted',
+           'action_error', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -425,8 +425,9 @@ class Denoiser(Protocol):
         The head `reward` [B, H, 1] is a logit."""
     # It may also have `reward_of_last(x, times, scene)`, where that takes less than all of it, and
     # `prepare_way(far, n, config, scene)`, which gives a scene with what is the same while a way settles;
-    # `prepare_now(z0, scene)`, the same for all tokens later than now; and `steps_between(z0, far, scene)` [B, N],
-    # the first passage to far tokens [B, N, *latent].
+    # `prepare_now(z0, scene)`, the same for all tokens later than now; `steps_between(z0, far, scene)` [B, N], the first
+    # passage to far tokens [B, N, *latent]; `arrivals(z0, far, scene)` [B, N, longest], their log-likelihoods at every
+    # horizon; and `chance_from(z, far, steps)` [B], that of one far token so many steps after any other.
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -440,6 +441,27 @@ class DenoiserConfig:
     heads: int = 4
     levels: int = 100
     shift: float = 2.      # noise relative to the signal, times this
+
+# %% ../nbs/12b_worlds.ipynb #95cec8d5
+def check_go_together(world, denoiser, config, when=None):
+    "Do they go together? Raises `ValueError` with what is missing."
+    asked = ('read', 'scene', 'encode', 'decode', 'action', 'latent_shape', 'actions')
+    for what, part, names in (('world', world, asked), ('denoiser', denoiser, ('schedule', 'longest'))):
+        for name in names:
+            if not hasattr(part, name):
+                raise ValueError(f'a {what} needs {name}, {type(part).__name__} has none (see `{what.title()}`)')
+    most, K = max(config.iterations, config.far_iterations), denoiser.schedule.K
+    if most > K: raise ValueError(f'{most} iterations are more than the {K} trained levels')
+    if config.horizon > denoiser.longest:
+        raise ValueError(f'horizon {config.horizon} is farther than the {denoiser.longest} steps of its training')
+    for name, used, instead in (('arrivals', when is None and config.when == 'arrival', "choose when='believable'"),
+                                ('chance_from', config.judge == 'chance', "choose judge='ends'")):
+        if used and not hasattr(denoiser, name):
+            raise ValueError(f'the plan asks for {name}, which {type(denoiser).__name__} has not: {instead}')
+    knows = hasattr(world, 'steps_between') or hasattr(denoiser, 'steps_between')
+    if when is None and config.when in ('passage', 'soonest') and not knows:
+        raise ValueError(f"when={config.when!r} asks the world for steps_between, which {type(world).__name__} "
+                         "has not: choose when='believable'")
 
 # %% ../nbs/12b_worlds.ipynb #02b1a01a
 class VectorDenoiser(nn.Module):

@@ -211,6 +211,24 @@ def test_the_chance_from_an_imagined_picture_is_that_of_a_seen_one(parts):
     assert net.chance_from(z, far, torch.tensor([0, 1, -1, 0])).ne(0).tolist() == [False, True, False, False]
 
 
+def test_a_share_of_windows_comes_to_an_end(parts):
+    "As many as asked, the near end more often, and never from before an episode begins."
+    data, world, *_ = parts
+    _, _, batches = field_parts(world, data, data.terminated, 6, 10, width=16)
+    pick = torch.randint(0, len(batches.episode), (4000,), generator=G())
+    assert batches.ending == 0
+    for share in (1., 0.25):
+        batches.ending = share
+        moved = batches.to_ends(pick, 6, G(1))
+        e = batches.episode[moved]
+        assert torch.equal(e, batches.episode[pick]) and (moved >= batches.action_start[e]).all()
+        left = batches.action_start[e] + batches.length[e] - 1 - moved
+        assert (left >= 0).all() and (moved != pick).float().mean() <= share
+        if share == 1: assert (left < 6).all() and (left == 0).float().mean() > (left == 3).float().mean() > 0
+    b = batches.window((0, 6), moved)
+    assert torch.isfinite(b['first']).all() and b['termination'][:, 1].mean() > 0
+
+
 def test_rows_are_kept_once_and_all_find_theirs():
     rows = torch.tensor([[1, 2], [3, 4], [1, 2], [0, 9], [3, 4]])
     own, back = each_once(rows)
@@ -219,17 +237,17 @@ def test_rows_are_kept_once_and_all_find_theirs():
 
 def test_a_way_that_is_judged_best_wins_the_vote(parts):
     data, world, net, *_ = parts
-    plan = PlanConfig(horizon=6, tokens=1, near=1, when='arrival', slack=3., candidates=2, eta=1., votes=4, judged=True)
+    plan = PlanConfig(horizon=6, tokens=1, near=1, when='arrival', slack=3., candidates=2, eta=1., votes=4, judge='chance')
     obs, seeds = data.observation[[0, 3, 5]], [7, 8, 9]
-    alone = FarFuturePlanner(world, net, replace(plan, votes=1, judged=False)).plan(obs, seeds)
+    alone = FarFuturePlanner(world, net, replace(plan, votes=1, judge='nobody')).plan(obs, seeds)
     class Partial(FieldDenoiser):
-        def chance_from(self, z, far, steps): return torch.arange(len(z)).remainder(4).eq(0) * 50.
+        def chance_from(self, z, far, steps): return torch.arange(len(z)).remainder(8).eq(0) * 50.
     partial = Partial(net.config, net.codes)
     partial.load_state_dict(net.state_dict())
     assert torch.allclose(FarFuturePlanner(world, partial, plan).plan(obs, seeds).z, alone.z, atol=1e-4), 'the first way is the only one that counts'
     many, one = (FarFuturePlanner(world, net, plan).plan(o, s) for o, s in ((obs, seeds), (obs[1:2], seeds[1:2])))
     assert torch.allclose(many.first[1], one.first[0], atol=1e-3)
-    with pytest.raises(ValueError, match='raise votes'): PlanConfig(judged=True)
+    with pytest.raises(ValueError, match='unknown judge'): PlanConfig(judge='me')
     class Mute: schedule, longest = net.schedule, 6
     with pytest.raises(ValueError, match='chance_from'): FarFuturePlanner(world, Mute(), replace(plan, when='believable'))
 
