@@ -112,7 +112,7 @@ class AnyRecipe(Played):
 class Measured(Asked, Generic[Options]):
     "What `plan` and `eval` take: a checkpoint, where to play, how to plan."
     seed: int = 2_000_000          # first seed of `env.reset`, and of all randomness
-    checkpoint: str = 'fourrooms'  # a name, a .safetensors file, or its address
+    checkpoint: str = 'fourrooms-field'  # a name, a .safetensors file, or its address
     sha256: str | None = None      # of the file, where the checkpoint is an address
     env: str | None = None         # a Gymnasium id; default the checkpoint's own
     episodes: int = 16             # in rooms each has its own held-out layout
@@ -159,7 +159,7 @@ class Which:
     data: str | None = None
     denoiser: str = 'auto'
     method: str = 'far-future'
-    checkpoint: str = 'fourrooms'
+    checkpoint: str = 'fourrooms-field'
     sha256: str | None = None
     json: Switch = False
 

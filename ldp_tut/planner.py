@@ -8,9 +8,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/planner.html.md"""
 __all__ = ['WHEN', 'JUDGES', 'WORLDS', 'DENOISERS', 'PlanConfig', 'Plan', 'of_rows', 'Far', 'Destination', 'Frame',
            'try_destinations', 'walk_down', 'expected_reward', 'recall_destinations', 'oddness', 'paying', 'believable',
            'earliest_believable', 'first_passage', 'as_far_as_possible', 'soonest', 'earliest_arrival', 'settle_way',
-           'not_a_bad_end', 'far_from_there', 'judge_ways', 'FarFuturePlanner', 'next_action', 'vote', 'Agent',
-           'denoiser_kind', 'save_agent', 'load_agent', 'PlannerRecipe', 'train_planner', 'to_train', 'check_ends_pay',
-           'begin_with', 'default_longest', 'default_plan']
+           'not_a_bad_end', 'far_from_there', 'judge_ways', 'and_free', 'FarFuturePlanner', 'next_action', 'vote',
+           'Agent', 'denoiser_kind', 'save_agent', 'load_agent', 'PlannerRecipe', 'train_planner', 'to_train',
+           'check_ends_pay', 'begin_with', 'default_longest', 'default_plan']
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
 import math
@@ -77,6 +77,7 @@ class PlanConfig:
     order: str = 'all'         # which settle first: 'near', 'far', 'ends' or 'all'
     votes: int = 1             # ways settled side by side; their first actions vote
     judge: str = 'nobody'      # by what a way's vote counts: one of `JUDGES`
+    free: bool = False         # next tokens that know of no far one are voted for, too
     scale: float = 3.          # guidance scale; 0 plans without looking for reward
     limit: float = 1.5         # trust region of the guide, posterior deviations
     eta: float = 0.            # noise kept while the way settles
@@ -297,8 +298,16 @@ JUDGES = dict(nobody=None, ends=not_a_bad_end, chance=far_from_there)
 
 @torch.no_grad()
 def judge_ways(planner, times, z, at, far, n, scene, seeds) -> tuple:
-    """Ways [B * V, H, ...], after each one with a next token that knows of no far one,
-    and what all their votes are worth, in shares [B, 2 V]."""
+    "Times, ways [R, H, ...] and columns, with `free` ones; what votes are worth [B, W]."
+    c = planner.config
+    if c.free:
+        z = and_free(planner, times, z, scene, seeds)
+        times, at, far, n = (t.repeat_interleave(2, 0) for t in (times, at, far, n))
+    log = JUDGES[c.judge](planner, times, z, far, n, scene)
+    return times, z, at, log.unflatten(0, (-1, c.votes * (1 + c.free))).softmax(1)
+
+def and_free(planner, times, z, scene, seeds):
+    "After each way the same with a next token that was settled knowing of no far one."
     c, net = planner.config, planner.denoiser
     board = context_board(full_board(1, net.schedule.K, c.iterations))
     noise = seeded_noise([s + 1 for s in seeds], c.iterations + 1, *z.shape[2:])
@@ -307,10 +316,7 @@ def judge_ways(planner, times, z, at, far, n, scene, seeds) -> tuple:
     states = sample(planner.denoise(scene), start, board, times[:, :2],
                     schedule=net.schedule, eta=c.eta, noise=noise[1:])
     free = torch.cat([walk_down(states, board, times[:, :2]), z[:, 2:]], 1)
-    z = torch.stack([z, free], 1).flatten(0, 1)
-    times, at, far, n = (t.repeat_interleave(2, 0) for t in (times, at, far, n))
-    log = JUDGES[c.judge](planner, times, z, far, n, scene)
-    return times, z, at, log.unflatten(0, (-1, 2 * c.votes)).softmax(1)
+    return torch.stack([z, free], 1).flatten(0, 1)
 
 # %% ../nbs/13_planner.ipynb #79371fa7
 class FarFuturePlanner:
@@ -435,10 +441,7 @@ def vote(planner, times, z, scene, worth=None) -> tuple:
 # %% ../nbs/13_planner.ipynb #506ef936
 class Agent:
     "A receding-horizon agent around a `FarFuturePlanner`."
-    def __init__(self,
-        planner: FarFuturePlanner,
-        card: dict = None,        # what the checkpoint says of itself
-    ):
+    def __init__(self, planner: FarFuturePlanner, card: dict = None):
         self.planner, self.config, self.card = planner, planner.config, card or {}
         self.reset()
 
@@ -498,10 +501,8 @@ class Agent:
         return near & (here < self.config.trust)
 
     def note_delay(self):
-        """How late one is, in steps [B]; the next horizon is longer by so many.
-
-        So a plan has the time to go around a wall that the horizon knows nothing of. It
-        shrinks again by a fifth with every plan that is on time."""
+        """How late one is, in steps [B]; the next horizon is longer by so many, so that there
+        is time for walls it knows nothing of, and by a fifth less when one is on time."""
         i = torch.arange(len(self.plan.at), device=self.plan.at.device)
         delay = self.plan.reward.new_zeros(len(i)) if self.delay is None else self.delay
         left = self.plan.times[i, self.plan.at] - delay
@@ -511,10 +512,8 @@ class Agent:
             delay = torch.where(behind, longer, 0.8 * delay)
         self.delay, self.left = delay, left
 
-    def restart(self,
-        ended,  # bool [B], in the order of the last `act_batch`
-    ):
-        "In these rows a new episode has begun: forget where their goals were, plan again."
+    def restart(self, ended):
+        "A new episode has begun in rows `ended`, bool [B]: forget their goals, plan again."
         ended = torch.as_tensor(np.asarray(ended)).bool()
         if self.plan is None or not ended.any(): return
         reward = self.plan.reward

@@ -25,7 +25,7 @@ def fails(capsys, line, *words):
 
 @pytest.mark.parametrize('line, words', [
     ('collect', 'at least so many steps'), ('train', 'optimiser steps of the world model'), ('plan', 'sampler iterations'),
-    ('train --env CartPole-v1', 'optimiser steps of the denoiser'), ('eval', 'nats by which'), ('bench', 'its address')])
+    ('train --env CartPole-v1', 'optimiser steps of the denoiser'), ('eval', 'settled side by side'), ('eval --checkpoint fourrooms-exact', 'nats by which'), ('bench', 'its address')])
 def test_help_shows_units_and_defaults(line, words, capsys):
     with pytest.raises(SystemExit) as e: main([*line.split(), '--help'])
     text = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
@@ -40,18 +40,27 @@ def test_collect_reports_and_stores(tmp_path, capsys):
 
 def test_plan_prints_its_keys_and_writes_a_film(tmp_path, capsys):
     from PIL import Image
-    assert main(f'plan --episodes 2 --gif {tmp_path}/plan.gif --json'.split()) == 0
+    assert main(f'plan --checkpoint fourrooms-exact --episodes 2 --gif {tmp_path}/plan.gif --json'.split()) == 0
     text = capsys.readouterr().out
     report = json.loads(text)
     assert text.count('\n') == 1 and list(report)[:len(KEYS)] == list(KEYS)
     assert report['env'] == 'MiniGrid-FourRooms-v0' and report['episodes'] == 2 and report['denoiser'] == 'exact'
     assert (tmp_path / 'plan.gif').stat().st_size < 500_000
     with Image.open(tmp_path / 'plan.gif') as film: assert film.n_frames > 10
-    main(f'plan --episodes 2 --gif {tmp_path}/again.gif --json'.split())
+    main(f'plan --checkpoint fourrooms --episodes 2 --gif {tmp_path}/again.gif --json'.split())
     again = json.loads(capsys.readouterr().out)
-    timing = ('ms_per_plan', 'gif')
+    timing = ('ms_per_plan', 'gif', 'checkpoint')
     assert {k: v for k, v in again.items() if k not in timing} == {k: v for k, v in report.items() if k not in timing}
     assert (tmp_path / 'again.gif').read_bytes() == (tmp_path / 'plan.gif').read_bytes()
+
+
+def test_the_planner_that_ships_is_the_learned_one(tmp_path, capsys):
+    from PIL import Image
+    assert main(f'plan --episodes 1 --seed 2000002 --gif {tmp_path}/plan.gif --json'.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['denoiser'] == 'field' and report['env'] == 'MiniGrid-FourRooms-v0' and report['checkpoint'] == 'fourrooms-field'
+    assert report['success'] == 1 and report['steps_over_optimum'] < 1.3 and report['lawful_rate'] > 0.9
+    with Image.open(tmp_path / 'plan.gif') as film: assert film.n_frames > 4
 
 
 @pytest.mark.parametrize('maze', ['medium', 'large'])
@@ -81,8 +90,8 @@ def test_bench_times_what_the_checkpoint_reads(checkpoint, capsys, monkeypatch):
 def test_mistakes(tmp_path, capsys):
     fails(capsys, 'plan --env MiniGrid-FiveRooms-v0', 'unknown environment id')
     fails(capsys, f'collect --env FiveRooms-v0 --out {tmp_path}/x', 'cannot be made')
-    fails(capsys, 'plan --most 5', 'leave out --most')
-    fails(capsys, 'plan --env MiniGrid-Empty-8x8-v0', 'plans in MiniGrid-FourRooms-v0', 'not in MiniGrid-Empty-8x8-v0')
+    fails(capsys, 'plan --checkpoint fourrooms --most 5', 'leave out --most')
+    fails(capsys, 'plan --checkpoint fourrooms --env MiniGrid-Empty-8x8-v0', 'plans in MiniGrid-FourRooms-v0', 'not in MiniGrid-Empty-8x8-v0')
     for other in ('--seed 5', '--scale 0'): fails(capsys, f'eval --checkpoint simplecrossing-n1 --check {other}', f'leave out {other}')
     fails(capsys, 'plan --checkpoint nothing', 'no checkpoint is called')
     fails(capsys, f'eval --checkpoint {tmp_path}/none.safetensors', 'no checkpoint at')

@@ -241,12 +241,22 @@ def test_a_way_that_is_judged_best_wins_the_vote(parts):
     obs, seeds = data.observation[[0, 3, 5]], [7, 8, 9]
     alone = FarFuturePlanner(world, net, replace(plan, votes=1, judge='nobody')).plan(obs, seeds)
     class Partial(FieldDenoiser):
-        def chance_from(self, z, far, steps): return torch.arange(len(z)).remainder(8).eq(0) * 50.
+        def chance_from(self, z, far, steps): return torch.arange(len(z)).remainder(4).eq(0) * 50.
     partial = Partial(net.config, net.codes)
     partial.load_state_dict(net.state_dict())
     assert torch.allclose(FarFuturePlanner(world, partial, plan).plan(obs, seeds).z, alone.z, atol=1e-4), 'the first way is the only one that counts'
     many, one = (FarFuturePlanner(world, net, plan).plan(o, s) for o, s in ((obs, seeds), (obs[1:2], seeds[1:2])))
     assert torch.allclose(many.first[1], one.first[0], atol=1e-3)
+    class Mortal(FieldDenoiser):
+        def forward(self, x, k, times, scene, gaps=None):
+            said = super().forward(x, k, times, scene, gaps)
+            if x.shape[1] == 2 and not k.any(): said.heads['termination'] = 80. * (torch.arange(len(x)) % 8 != 3)[:, None, None].expand(-1, 2, -1) - 40.
+            return said
+    mortal = Mortal(net.config, net.codes)
+    mortal.load_state_dict(net.state_dict())
+    free = FarFuturePlanner(world, mortal, replace(plan, judge='ends', free=True))
+    with_free = FarFuturePlanner(world, net, replace(plan, judge='ends', free=True))
+    assert free.plan(obs, seeds).z.shape == alone.z.shape and not torch.allclose(free.plan(obs, seeds).z[:, 1], with_free.plan(obs, seeds).z[:, 1]), 'the second free token is the only one alive'
     with pytest.raises(ValueError, match='unknown judge'): PlanConfig(judge='me')
     class Mute: schedule, longest = net.schedule, 6
     with pytest.raises(ValueError, match='chance_from'): FarFuturePlanner(world, Mute(), replace(plan, when='believable'))
