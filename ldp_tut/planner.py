@@ -426,7 +426,7 @@ def next_action(planner, z, tokens, ahead, scene) -> torch.Tensor:
 @torch.no_grad()
 def vote(planner, times, z, scene, worth=None) -> tuple:
     """Of V ways for each plan, times [B * V, H] and tokens [B * V, H, *latent], whose votes are worth shares [B, V]:
-    the first action [B, A], and which way is taken [B]; the surest of the action that wins, or the nearest to a mean."""
+    the first action [B, A], and which way is taken [B]; the surest of the winning action, or the nearest to a mean."""
     V = planner.config.votes if worth is None else worth.shape[1]
     i = torch.arange(len(z) // V, device=z.device)
     action = next_action(planner, z[:, 0], z, times, of_rows(scene, i.repeat_interleave(V))).unflatten(0, (-1, V))

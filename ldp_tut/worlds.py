@@ -425,9 +425,9 @@ class Denoiser(Protocol):
         The head `reward` [B, H, 1] is a logit."""
     # It may also have `reward_of_last(x, times, scene)`, where that takes less than all of it, and
     # `prepare_way(far, n, config, scene)`, which gives a scene with what is the same while a way settles;
-    # `prepare_now(z0, scene)`, the same for all tokens later than now; `steps_between(z0, far, scene)` [B, N], the first
-    # passage to far tokens [B, N, *latent]; `arrivals(z0, far, scene)` [B, N, longest], their log-likelihoods at every
-    # horizon; and `chance_from(z, far, steps)` [B], that of one far token so many steps after any other.
+    # `prepare_now(z0, scene)`, the same for all tokens later than now; `steps_between(z0, far, scene)` [B, N], the
+    # first passage to far tokens [B, N, *latent]; `arrivals(z0, far, scene)` [B, N, longest], their log-likelihoods at
+    # every horizon; and `chance_from(z, far, steps)` [B], that of one far token so many steps after any other.
 
 @dataclass(frozen=True)
 class DenoiserConfig:
