@@ -57,6 +57,7 @@ def _check_plan(c):
             raise ValueError(f'unknown {name} {getattr(c, name)!r}: choose one of {", ".join(known)}')
     if c.whole_steps and c.stride > 1:
         raise ValueError(f'whole_steps asks for single steps next to now, got stride={c.stride}')
+    if c.free and c.judge == 'nobody': raise ValueError('free next tokens need a judge: choose ends or chance')
     if c.trust <= 1 and c.when != 'passage':
         raise ValueError(f"trust={c.trust} remembers where and not when: choose when='passage', which asks anew")
 

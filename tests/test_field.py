@@ -258,6 +258,7 @@ def test_a_way_that_is_judged_best_wins_the_vote(parts):
     with_free = FarFuturePlanner(world, net, replace(plan, judge='ends', free=True))
     assert free.plan(obs, seeds).z.shape == alone.z.shape and not torch.allclose(free.plan(obs, seeds).z[:, 1], with_free.plan(obs, seeds).z[:, 1]), 'the second free token is the only one alive'
     with pytest.raises(ValueError, match='unknown judge'): PlanConfig(judge='me')
+    with pytest.raises(ValueError, match='need a judge'): PlanConfig(free=True)
     class Mute: schedule, longest = net.schedule, 6
     with pytest.raises(ValueError, match='chance_from'): FarFuturePlanner(world, Mute(), replace(plan, when='believable'))
 
