@@ -233,9 +233,10 @@ def world_batches(
         offsets = torch.stack([torch.zeros_like(gap), gap, far], 1).numpy()
         t = windows.tokens(episode, start, offsets)
         tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x))
-        state, inside = tensor(t['observation']), tensor(t['time'] == start[:, None] + offsets).all(1)
+        state, inside = tensor(t['observation']), tensor(t['time'] == start[:, None] + offsets)
         goal = tensor(t['goal']) if 'goal' in t else torch.zeros(*state.shape[:2], 0)
-        return dict(state=state, goal=goal, gap=gap, far=far, action=tensor(t['action'][:, 0]), known=inside)
+        return dict(state=state, goal=goal, gap=gap, far=far, action=tensor(t['action'][:, 0]),
+                    known=inside.all(1), near=inside[:, 1])
     return make
 
 def world_loss(world, batch, generator): return world.losses(batch, generator)
