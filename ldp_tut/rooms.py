@@ -110,12 +110,13 @@ def film_walk(
     agent,                # an `Agent` that plans in grids of symbols
     env_id: str,          # of a room whose rules the twin knows
     seed: int,            # of `env.reset`
-    size: int = 14,       # pixels of a cell
+    size: int = None,     # pixels of a cell; default, so that titles fit above a room
     tokens: int = 7,      # drawn between now and the far one, more than the agent uses
     most: int = 60,       # frames of the walk; of a longer one, every second or third step is shown
 ) -> list:                # PIL images
     "One episode: a first plan as it is denoised, then a plan for every step beside the walk."
     twin = layouts(env_id, [seed])
+    size = size or max(14, 266 // max(twin.cells.shape[1:3]))
     walk, frames, opening = [tuple(twin.pose[0, :2].tolist())], [], []
     shown = replace(agent.config, tokens=tokens, near=1, votes=1, candidates=1, order='all')
     drawn = FarFuturePlanner(agent.planner.world, agent.planner.denoiser, shown)
