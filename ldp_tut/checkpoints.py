@@ -275,14 +275,14 @@ def find_checkpoint(
 ):                          # a path
     """The file behind it. Raises `CheckpointError` for a name nobody knows.
 
-    `fourrooms-exact` is another name for `fourrooms`, and so for all whose denoiser is exact."""
+    `fourrooms-exact` is another name for `fourrooms`, whose denoiser is exact."""
     if str(name).startswith(('http://', 'https://')):
         if not sha256:
             raise ValueError(f'to load {name}, say what it must be: sha256=... (64 hexa'
                              'decimal digits; whoever offers the file should give them)')
         return download(str(name), sha256, progress=progress)
     if str(name).endswith('.safetensors'): return name
-    name = str(name).removesuffix('-exact')
+    if name == 'fourrooms-exact': name = 'fourrooms'
     shipped, known = checkpoint_shelf() / f'{name}.safetensors', list_pretrained()
     if shipped.is_file(): return shipped
     if name not in known:
