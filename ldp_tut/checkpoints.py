@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/checkpoints.html.md"""
 # %% auto #0
 __all__ = ['BUSY', 'plain_name', 'plain_state', 'load_plain', 'CheckpointError', 'card_text', 'untied', 'check_checkpoint_path',
            'save_checkpoint', 'load_checkpoint', 'load_weights', 'DownloadError', 'cache_folder', 'check_file',
-           'file_sha256', 'download', 'checkpoint_shelf', 'list_pretrained', 'find_checkpoint']
+           'file_sha256', 'download', 'checkpoint_shelf', 'list_pretrained', 'find_checkpoint', 'commit_of_package']
 
 # %% ../nbs/93_checkpoints.ipynb #c93a0005
 import hashlib
@@ -15,6 +15,7 @@ import http.client
 import json
 import os
 import shutil
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -290,3 +291,17 @@ def find_checkpoint(
                               f'{sorted(known)}, or give the path or address of a '
                               '.safetensors file')
     return download(known[name]['url'], known[name]['sha256'], progress=progress)
+
+def _git(*words):
+    how = dict(capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True)
+    return subprocess.run(['git', *words], **how).stdout.strip()
+
+def commit_of_package():
+    "The commit this file is of; None where the repository around it is another's, as around a virtual environment."
+    try:
+        at = Path(__file__).resolve()
+        top = Path(_git('rev-parse', '--show-toplevel')).resolve()
+        if not (top / at.parent.name / at.name).samefile(at): return None
+        _git('ls-files', '--error-unmatch', at.name)
+        return _git('rev-parse', 'HEAD')
+    except (OSError, NameError, subprocess.SubprocessError): return None

@@ -16,7 +16,6 @@ __all__ = ['Options', 'Switch', 'Method', 'only_one', 'COMMANDS', 'OF_ROOMS', 'C
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
@@ -106,6 +105,9 @@ class AnyRecipe(Played):
     ends: float = 0.             # of maps: share of windows drawn to an episode's end
     # a checkpoint of maps, name or file: keep its world, train its denoiser on
     start_from: str | None = None
+    # pictures: cut them into patches of so many pixels, few of which differ; rooms are
+    # then drawn as pixels
+    patch: int | None = None
 
 # %% ../nbs/21_command_line.ipynb #7ca02ad7
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ def _check_method(a):
 
 def _check_fits(denoiser, spaces):
     "The learned denoiser for such data; raises `ValueError` where another is asked for."
-    fits = 'field' if spaces.view == 'symbols' else 'transformer'
+    fits = 'field' if spaces.view in ('symbols', 'patches') else 'transformer'
     if denoiser in ('auto', fits): return fits
     raise ValueError(f'these data are {spaces.view}: choose --denoiser {fits}, or leave it out')
 
@@ -324,20 +326,6 @@ def run_collect(a) -> dict:
                 steps_per_second=speed, seconds=round(seconds, 1), shard=str(shard))
 
 # %% ../nbs/21_command_line.ipynb #1e95b983
-def _git(*words):
-    how = dict(capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True)
-    return subprocess.run(['git', *words], **how).stdout.strip()
-
-def _commit():
-    "The commit this file is of; None where the repository around it is another's, as around a virtual environment."
-    try:
-        at = Path(__file__).resolve()
-        top = Path(_git('rev-parse', '--show-toplevel')).resolve()
-        if not (top / at.parent.name / at.name).samefile(at): return None
-        _git('ls-files', '--error-unmatch', at.name)
-        return _git('rev-parse', 'HEAD')
-    except (OSError, NameError, subprocess.SubprocessError): return None
-
 def _flag(name): return '--' + dict(env_id='env').get(name, name).replace('_', '-')
 
 def _command(recipe, **also):
@@ -363,12 +351,13 @@ def exact_recipe(a):
 def train_exact(a) -> dict:
     "The exact denoiser of a room with one mover."
     from ldp_tut.chain_training import train_planner
+    from ldp_tut.checkpoints import commit_of_package
     from ldp_tut.train import pick_device
     out = Path(a.out or 'runs/fourrooms')
     _writable(out)
     if a.data: raise ValueError('the exact denoiser learns from walks of its twin: leave out --data')
     recipe = exact_recipe(a)
-    card = dict(command=_command(recipe), commit=_commit(), device=str(pick_device(a.device)))
+    card = dict(command=_command(recipe), commit=commit_of_package(), device=str(pick_device(a.device)))
     agent, history = train_planner(recipe, out, a.device, progress=not a.json, card=card)
     losses = {f'{n}_loss': last_loss(history[n]) for n in ('world', 'planner')}
     return dict(checkpoint=str(out / 'agent.safetensors'), denoiser='exact', **losses,
@@ -379,6 +368,7 @@ def data_for(a, out) -> tuple:
     "The data a recipe speaks of, read or played, and the id of their environment, if anybody says."
     from ldp_tut.data import as_frames, collect
     from ldp_tut.records import Episodes
+    from ldp_tut.rooms import in_pixels
     from ldp_tut.store import TrajectoryStore, load_data
     r = a.recipe
     if a.data:
@@ -390,10 +380,12 @@ def data_for(a, out) -> tuple:
     about = dict(env_id=a.env, policy=r.policy or usual_policy(a.env), seed=a.seed,
                  episodes_asked=r.episodes, steps_asked=steps, walk=r.walk, **(dict(spare=r.spare) if r.spare else {}))
     store = TrajectoryStore(out / 'data')
+    if patch := getattr(r, 'patch', None): about['patch'] = patch
     if not store.shards():
-        played = collect(a.env, about['policy'], r.episodes, a.seed, not a.json, r.walk, r.spare, steps=steps)
-        if isinstance(played, Episodes): played = as_frames(played)
-        store.append(played, about)
+        played, cut = collect(a.env, about['policy'], r.episodes, a.seed, not a.json, r.walk, r.spare, steps=steps), {}
+        if isinstance(played, Episodes) and patch: played, cut = in_pixels(played, patch)
+        elif isinstance(played, Episodes): played = as_frames(played)
+        store.append(played, about | dict(patches=cut.tolist()) if len(cut) else about)
     _check_same_data(out / 'data', store.cards()[0], about)
     return load_data(str(out / 'data'))
 
@@ -406,20 +398,22 @@ def _check_same_data(folder, have, about):
 def world_and_data(a) -> tuple:
     "A run's folder, data and their spaces, and the environment's id, or None."
     from ldp_tut.data import make_any
+    from ldp_tut.rooms import cut_as_asked, how_to_see
     from ldp_tut.worlds import Spaces, check_environment
     name = a.env or Path(a.data.rstrip('/')).name.replace('minari:', '')
     kind = '' if a.method == 'far-future' else f'-{a.method}'
     out = Path(a.out or f'runs/{name}{kind}')
     _writable(out)
     data, env_id = data_for(a, out)
-    spaces = Spaces.of(data)
-    if env_id: check_environment(make_any(env_id), spaces)
-    return out, data, spaces, env_id
+    data, world = cut_as_asked(data, getattr(a.recipe, 'patch', None), a.seed, None if a.data else out / 'data')
+    spaces = Spaces.of(data) if world is None else world.spaces
+    if env_id: check_environment(make_any(env_id, **how_to_see(env_id, spaces)), spaces)
+    return out, data, world, spaces, env_id
 
 def train_any(a) -> dict:
     "A planner for any world, from its data alone."
     from ldp_tut.board import check_count
-    from ldp_tut.checkpoints import find_checkpoint
+    from ldp_tut.checkpoints import commit_of_package, find_checkpoint
     from ldp_tut.planner import PlannerRecipe, save_agent, train_planner
     from ldp_tut.train import pick_device
     r, device = a.recipe, str(pick_device(a.device))
@@ -427,13 +421,13 @@ def train_any(a) -> dict:
     learning = {f.name: getattr(r, f.name) for f in fields(PlannerRecipe)}
     if r.start_from: learning['start_from'] = str(find_checkpoint(r.start_from))
     PlannerRecipe(**learning), check_count(r.steps, 'steps')  # before anything is done
-    out, data, spaces, env_id = world_and_data(a)
+    out, data, world, spaces, env_id = world_and_data(a)
     fits = _check_fits(a.denoiser, spaces)
-    agent = train_planner(data, r.steps, r.minutes, out=out, seed=a.seed,
+    agent = train_planner(data, r.steps, r.minutes, world, out=out, seed=a.seed,
                           device=a.device, progress=not a.json, **learning)
     asked = dict(env=a.env, data=a.data, seed=a.seed)
     command = _command(r, **asked, denoiser=fits if a.denoiser == 'field' else None)
-    agent.card |= dict(env_id=env_id, command=command, commit=_commit(), device=device)
+    agent.card |= dict(env_id=env_id, command=command, commit=commit_of_package(), device=device)
     if r.spare: agent.card['data'] = agent.card['data'] | dict(spare=r.spare)
     path = save_agent(out / 'agent.safetensors', agent)
     keep = ('denoiser', 'data', 'seconds', 'command', 'commit', 'device')
@@ -444,15 +438,16 @@ def train_any(a) -> dict:
 def train_by_method(a) -> dict:
     "A cloned policy, or a planner of whole plans, from its data alone."
     from ldp_tut.methods import MethodRecipe, save_method, train_method
+    from ldp_tut.checkpoints import commit_of_package
     from ldp_tut.train import pick_device
     r, device = a.recipe, str(pick_device(a.device))
     _check_method(a), _check_wishes(a)
     recipe = {f.name: getattr(r, f.name) for f in fields(MethodRecipe)}
     recipe = MethodRecipe(**recipe)  # its checks are made before anything is played
-    out, data, _, env_id = world_and_data(a)
+    out, data, _, _, env_id = world_and_data(a)
     agent = train_method(a.method, data, recipe, out, a.seed, a.device, not a.json)
     asked = dict(env=a.env, data=a.data, method=a.method, seed=a.seed)
-    agent.card |= dict(env_id=env_id, command=_command(r, **asked), commit=_commit(),
+    agent.card |= dict(env_id=env_id, command=_command(r, **asked), commit=commit_of_package(),
                        device=device)
     path = save_method(out / 'agent.safetensors', agent)
     keep = ('method', 'data', 'seconds', 'command', 'commit', 'device')
@@ -500,11 +495,11 @@ def load_any(a, path, card) -> tuple:
 def measure_any(a, path, card) -> tuple:
     "Play an agent of any world in its environment; the agent and a report."
     from ldp_tut.data import make_any, twin_knows
-    from ldp_tut.rooms import walk_rooms
+    from ldp_tut.rooms import how_to_see, walk_rooms
     from ldp_tut.worlds import check_environment, play
     agent, spaces, device = load_any(a, path, card)
     env_id = _place(a, agent.card)
-    env = make_any(env_id)
+    env = make_any(env_id, **how_to_see(env_id, spaces))
     check_environment(env, spaces)
     _check_limit(a, env_id, env)
     env.close()

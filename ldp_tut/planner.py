@@ -10,7 +10,7 @@ __all__ = ['WHEN', 'JUDGES', 'WORLDS', 'DENOISERS', 'PlanConfig', 'Plan', 'of_ro
            'earliest_believable', 'first_passage', 'as_far_as_possible', 'soonest', 'earliest_arrival', 'settle_way',
            'not_a_bad_end', 'far_from_there', 'judge_ways', 'and_free', 'FarFuturePlanner', 'next_action', 'vote',
            'Agent', 'denoiser_kind', 'save_agent', 'load_agent', 'PlannerRecipe', 'train_planner', 'to_train',
-           'check_ends_pay', 'begin_with', 'default_longest', 'default_plan']
+           'begin_with', 'steps_of_world', 'default_longest', 'default_plan']
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
 import math
@@ -28,13 +28,13 @@ from .board import (ORDERS, between_times, check_between, check_count, check_fin
 from .checkpoints import CheckpointError, file_sha256, load_checkpoint, save_checkpoint
 from .data import Trajectories, Windows, data_card
 from .ddpm import add_noise, sample, seeded_noise
-from .field import (FieldConfig, FieldDenoiser, SymbolWorld, cpu_precision, field_parts, growing,
-                           kinds_in, make_symbol_world)
+from .field import (FieldConfig, FieldDenoiser, PatchWorld, SymbolWorld, cpu_precision, cut_up, field_parts,
+                           growing, kinds_in, make_symbol_world)
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, VectorDenoiser,
-                            VectorWorld, World, check_data_for_plans, check_flat, check_go_together, executed,
+                            VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together, executed,
                             fingerprint_of_world, fit_world, play, promise_gap, stack, token_batches)
 
 # %% ../nbs/13_planner.ipynb #7dd9989e
@@ -532,7 +532,7 @@ class Agent:
             self.delay, self.left = self.delay[list(rows)], self.left[list(rows)]
 
 # %% ../nbs/13_planner.ipynb #d6a004b7
-WORLDS = dict(vector=VectorWorld, pixels=PixelWorld, symbols=SymbolWorld)
+WORLDS = dict(vector=VectorWorld, pixels=PixelWorld, symbols=SymbolWorld, patches=PatchWorld)
 DENOISERS = dict(transformer=(VectorDenoiser, DenoiserConfig), field=(FieldDenoiser, FieldConfig))
 
 def denoiser_kind(net):
@@ -593,13 +593,14 @@ class PlannerRecipe:
     lr: float = 1e-3         # peak learning rate of the denoiser
     ends: float = 0.         # of maps: share of windows drawn to come to an episode's end
     start_from: str = None   # an agent's checkpoint: keep its world, train its denoiser on; of maps
+    patch: int = None        # of pictures: cut them into patches of so many pixels, which are symbols then
 
     def __post_init__(self):
         if self.radius is not None: check_positive(self.radius, 'radius')
         if self.longest is not None: check_count(self.longest, 'longest', 4)
         if self.world_steps is not None: check_count(self.world_steps, 'world_steps')
         check_positive(self.lr, 'lr'), check_between(self.ends, 'ends', 0, 1)
-        for name, least in dict(batch=1, tokens=2).items():
+        for name, least in dict(batch=1, tokens=2, patch=1).items():
             if getattr(self, name) is not None: check_count(getattr(self, name), name, least)
         ForcingConfig(width=128 if self.width is None else self.width, depth=self.depth)  # it knows which it can be
 
@@ -620,6 +621,7 @@ def train_planner(
     A run in `out` is gone on with by the same data and recipe alone: `CheckpointError` names what differs."""
     recipe, steps, seed = PlannerRecipe(**recipe), check_count(steps, 'steps'), check_count(seed, 'seed', 0)
     rewards = Rewards.of(check_flat(data), recipe.radius)
+    if recipe.patch and world is None: data, world = cut_up(check_ends_pay(data, rewards), recipe.patch, seed)
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest)
@@ -631,9 +633,8 @@ def train_planner(
     begun = check_recipe(place('denoiser.safetensors'), about)
     device, before = pick_device(device), None
     if recipe.start_from: before, world = begin_with(recipe.start_from, data, rewards)
-    symbols = world is None and Spaces.of(data).view == 'symbols'
-    if symbols: world = make_symbol_world(check_ends_pay(data, rewards), seed)
-    world, world_run = fit_world(data, longest, recipe.world_steps or (1200 if symbols else 6000), world, seed,
+    if world is None and Spaces.of(data).view == 'symbols': world = make_symbol_world(check_ends_pay(data, rewards), seed)
+    world, world_run = fit_world(data, longest, steps_of_world(recipe, world), world, seed,
                                  place('world.safetensors'), device, progress, max_gap=max(2, 2 * stride))
     if isinstance(world, nn.Module): world.to(device)
     net, loss, batches, how = to_train(world, data, rewards, longest, steps, recipe, seed, device)
@@ -671,12 +672,6 @@ def to_train(world, data, rewards, longest, steps, recipe, seed, device) -> tupl
     return net, DenoisingLoss(world), token_batches(Windows(data, absorb=True), rewards, longest,
                                                     recipe.tokens or 10, recipe.batch or 128), {}
 
-def check_ends_pay(data, rewards):
-    "The data; `ValueError` where something else pays than a good end, which is all that maps are trained for."
-    if rewards.kind == 'end': return data
-    raise ValueError(f'grids of symbols are planned in for episodes that end well, and in these data every '
-                     f'{rewards.kind} pays: relabel them (`relabel`), or give a world and a denoiser of your own')
-
 # %% ../nbs/13_planner.ipynb #61889056
 def begin_with(path, data, rewards) -> tuple:
     "Weights of a trained denoiser of maps, and its world, for data that show the same kinds of cells."
@@ -689,6 +684,8 @@ def begin_with(path, data, rewards) -> tuple:
     world = SymbolWorld(replace(spaces, kinds=len(theirs.kinds)), theirs.kinds, max_gap=theirs.max_gap)
     world.load_state_dict(theirs.state_dict())
     return agent.planner.denoiser.state_dict(), world.requires_grad_(False)
+
+def steps_of_world(recipe, world): return recipe.world_steps or (1200 if isinstance(world, SymbolWorld) else 6000)
 
 def default_longest(data): return int(np.clip(np.quantile(data.length, 0.9) // 2, 4, 512))
 

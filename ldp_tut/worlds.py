@@ -7,10 +7,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 # %% auto #0
 __all__ = ['Seen', 'World', 'Spaces', 'cells_in', 'check_shape', 'read_observation', 'check_environment', 'check_seen', 'pinball',
            'Motion', 'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss',
-           'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_data_for_plans',
-           'fingerprint_of_world', 'check_world', 'Rewards', 'goal_radius', 'Denoiser', 'DenoiserConfig',
-           'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss', 'acted',
-           'action_error', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
+           'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_ends_pay',
+           'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'goal_radius', 'Denoiser',
+           'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
+           'acted', 'action_error', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -58,14 +58,15 @@ class World(Protocol):
 @dataclass(frozen=True)
 class Spaces:
     "What the observations and actions of a data set look like; saved with a world."
-    view: str               # 'vector', 'symbols' or 'pixels'
+    view: str               # 'vector', 'symbols', 'pixels', or 'patches' of pixels
     shape: tuple            # of one observation
     goal: int = 0           # numbers of a goal, compared with the leading ones of an observation
     actions: int = 0        # discrete actions; 0: actions are vectors
     action_dims: int = 0    # numbers of a vector action
     low: tuple = ()         # bounds of vector actions: the most extreme ones in the data
     high: tuple = ()
-    kinds: int = 0          # of symbols: how many different cells there are
+    kinds: int = 0          # of symbols and patches: how many different cells there are
+    patch: int = 0          # of pictures cut into patches: pixels of their sides
 
     @classmethod
     def of(cls,
@@ -133,7 +134,7 @@ def check_environment(env, spaces: Spaces):
 
 def check_seen(shape, spaces, goal):
     "Is it an observation of this world?"
-    any_size = spaces.view == 'symbols' and len(shape) == 3  # symbols mean the same in rooms of any size
+    any_size = spaces.view in ('symbols', 'patches') and len(shape) == 3  # the same in rooms of any size
     if tuple(shape)[-1 if any_size else 0:] != tuple(spaces.shape)[-1 if any_size else 0:]:
         raise ValueError(f'this world was made for observations {list(spaces.shape)}, got {list(shape)}')
     if spaces.goal and goal is None:
@@ -349,6 +350,12 @@ def check_flat(data) -> Trajectories:
     if isinstance(data, Trajectories): return check_data(data)
     raise ValueError(f'expected Trajectories, got {type(data).__name__}: '
                      "rooms become pictures by `as_frames(rooms, 'rgb')`, lists by `Trajectories.from_episodes`")
+
+def check_ends_pay(data, rewards):
+    "The data; `ValueError` where something else pays than a good end, which is all that maps are trained for."
+    if rewards.kind == 'end': return data
+    raise ValueError(f'maps are planned in for episodes that end well, and in these data every {rewards.kind} pays: '
+                     'relabel them (`relabel`), or give a world and a denoiser of your own')
 
 def check_data_for_plans(data, longest):
     "Raises `ValueError` where no episode is as long as the shortest plan."

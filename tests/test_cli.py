@@ -126,14 +126,14 @@ def test_a_reader_who_goes_away_is_no_error():
 def test_a_card_names_a_commit_of_this_repository_or_none(tmp_path, monkeypatch):
     "A repository that only surrounds the installed package, as one around a virtual environment does, has nothing to say."
     import shutil
-    from ldp_tut import cli
+    from ldp_tut import checkpoints
     if not shutil.which('git'): pytest.skip('git is not installed')
     git = lambda *words: subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
     for where in ('ldp_tut', 'env/site-packages/ldp_tut'):
-        (tmp_path / where).mkdir(parents=True); (tmp_path / where / 'cli.py').write_text('')
+        (tmp_path / where).mkdir(parents=True); (tmp_path / where / 'checkpoints.py').write_text('')
     git('init', '-q')
     git('commit', '-qm', 'nothing', '--allow-empty')
-    said = lambda where: (monkeypatch.setattr(cli, '__file__', str(tmp_path / where / 'cli.py')), cli._commit())[1]
+    said = lambda where: (monkeypatch.setattr(checkpoints, '__file__', str(tmp_path / where / 'checkpoints.py')), checkpoints.commit_of_package())[1]
     assert said('ldp_tut') is None, 'it lies there, but git does not know it'
     git('add', 'ldp_tut'); git('commit', '-qm', 'ours')
     assert said('ldp_tut') == git('rev-parse', 'HEAD')
