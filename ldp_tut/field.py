@@ -500,17 +500,20 @@ class FieldBatches:
         offsets = field_offsets(tokens, far, generator)
         many = self.size * (2 if len(offsets) <= 3 else 1)
         pick = torch.randint(0, len(self.episode), (many,), generator=generator)
-        return self.window(offsets, self.to_ends(pick, offsets[-1], generator) if self.ending else pick)
+        if not self.ending: return self.window(offsets, pick)
+        return self.window(offsets, *self.to_ends(pick, offsets[-1], generator))
 
-    def to_ends(self, pick, far, generator):
-        "A share `ending` of moments moved to where their episodes end within `far` steps, more often soon."
+    def to_ends(self, pick, far, generator) -> tuple:
+        """A share `ending` of moments moved to where their episodes end within `far` steps, more often soon, and
+        which were not. Heads learn from all; how likely futures are, from those that nobody chose."""
         u, who = (torch.rand(len(pick), generator=generator).to(self.device) for _ in range(2))
         e = self.episode[pick := pick.to(self.device)]
         left = (far * u.square()).long().minimum(self.length[e] - 1)
-        return torch.where(who < self.ending, self.action_start[e] + self.length[e] - 1 - left, pick)
+        fair = who >= self.ending
+        return torch.where(fair, pick, self.action_start[e] + self.length[e] - 1 - left), fair
 
-    def window(self, offsets: tuple, pick) -> dict:
-        "Tokens at these offsets from the picked moments."
+    def window(self, offsets: tuple, pick, fair=None) -> dict:
+        "Tokens at these offsets from the picked moments; fair, bool [B], are those picked by chance."
         pick, off = pick.to(self.device), torch.tensor(offsets, device=self.device)
         e, s = self.episode[pick], self.start[pick]
         end, ends, first = self.length[e][:, None], self.ends[e][:, None], self.observation_start[e][:, None]
@@ -524,6 +527,7 @@ class FieldBatches:
         return dict(
             index=self.index[first + at].long(), times=off.float().expand(time.shape), action=acts,
             gaps=tuple(b - a for a, b in zip(offsets, offsets[1:])),
+            fair=torch.ones(len(pick), device=self.device) if fair is None else fair.float(),
             valid=((time <= end) | ends).float(), reward=(over & self.good[e][:, None]).float(),
             termination=(over & ends).float(), first=(same.int().argmax(2) + 1).float())
 
@@ -544,9 +548,10 @@ class FieldLoss:
         says = lambda name: mean(F.binary_cross_entropy_with_logits(
             p.heads[name][..., 0], batch[name], reduction='none'), valid)
         late = batch['first'] - steps_said(p.heads['passage'][..., 0])
-        after_now = valid * (torch.arange(valid.shape[1], device=z.device) > 0)
+        fair = batch['fair'][:, None]
+        after_now = valid * fair * (torch.arange(valid.shape[1], device=z.device) > 0)
         acts = action_error(p.heads['action'], batch['action'], self.world.actions)
-        return dict(denoise=mean(nats, valid * (k > 0)), reward=says('reward'),
+        return dict(denoise=mean(nats, valid * fair * (k > 0)), reward=says('reward'),
                     termination=says('termination'),
                     action=0.1 * mean(acts, valid * acted(batch['action'])),
                     passage=0.25 * mean(pinball(late, 0.15), after_now))

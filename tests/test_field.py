@@ -212,19 +212,22 @@ def test_the_chance_from_an_imagined_picture_is_that_of_a_seen_one(parts):
 
 
 def test_a_share_of_windows_comes_to_an_end(parts):
-    "As many as asked, the near end more often, and never from before an episode begins."
-    data, world, *_ = parts
+    "As many as asked, the near end more often, and never from before an episode begins; they teach heads, and not what is likely."
+    data, world, net, loss, _ = parts
     _, _, batches = field_parts(world, data, data.terminated, 6, 10, width=16)
     pick = torch.randint(0, len(batches.episode), (4000,), generator=G())
     assert batches.ending == 0
     for share in (1., 0.25):
         batches.ending = share
-        moved = batches.to_ends(pick, 6, G(1))
+        moved, fair = batches.to_ends(pick, 6, G(1))
+        assert torch.equal(moved[fair], pick[fair]) and abs(fair.float().mean() - (1 - share)) < 0.05
         e = batches.episode[moved]
         assert torch.equal(e, batches.episode[pick]) and (moved >= batches.action_start[e]).all()
         left = batches.action_start[e] + batches.length[e] - 1 - moved
         assert (left >= 0).all() and (moved != pick).float().mean() <= share
         if share == 1: assert (left < 6).all() and (left == 0).float().mean() > (left == 3).float().mean() > 0
+    chosen = loss(net, batches.window((0, 6), moved, torch.zeros(len(moved), dtype=torch.bool)), G())
+    assert chosen['denoise'] == chosen['passage'] == 0 < min(chosen['reward'], chosen['termination'], chosen['action'])
     b = batches.window((0, 6), moved)
     assert torch.isfinite(b['first']).all() and b['termination'][:, 1].mean() > 0
 
