@@ -272,7 +272,7 @@ class FieldParts(nn.Module):
         self.register_buffer('codes', codes.detach().clone().float())
         self.see = nn.Sequential(nn.Conv2d(c.code, 32, 3, padding=1), nn.SiLU(),
                                  nn.Conv2d(32, S, 3, padding=1))
-        self.enter = nn.Conv2d(2 * V + c.code, W, 3, padding=1)
+        self.first_layer = nn.Conv2d(2 * V + c.code, W, 3, padding=1)
         self.level = nn.Linear(32, 2 * W)
         self.first = nn.Parameter(torch.zeros(2, W))  # of a field that nobody has told anything
         self.merge = nn.ModuleList(nn.Conv2d(2 * W, W, 1) for _ in range(2))
@@ -301,13 +301,13 @@ class FieldParts(nn.Module):
         bits = torch.cat([e / 5, e.exp(), x.float().clamp(-6, 6)], 2).flatten(0, 1)
         level = fourier(k / self.config.levels, 32, 4., 0.05)
         both = self.level(level)[..., None, None]
-        features = self.enter(bits).unflatten(0, k.shape) + both[:, :, :W]
+        features = self.first_layer(bits).unflatten(0, k.shape) + both[:, :, :W]
         return e, features, both[:, :, W:], level
 
 # %% ../nbs/12c_field.ipynb #12cf0003
 class FieldMessages(FieldParts):
     "What is known at one moment, aged to another: from now on, and from a far future back."
-    def told(self, way, field, own):
+    def merged(self, way, field, own):
         "A field to which a token has said what it is."
         return field + self.merge[way](torch.cat([field, own], 1))
 
@@ -340,17 +340,17 @@ class FieldMessages(FieldParts):
         fine = scene.fine.repeat_interleave(B // b, 0)
         before = [scene.futures[gap[0], i // (B // b)] if a else self.blank(0, fine)]
         for j in range(1, R):
-            before.append(self.later(0, self.told(0, before[-1], own[:, j - 1]), fine, gap[a + j - 1]))
+            before.append(self.later(0, self.merged(0, before[-1], own[:, j - 1]), fine, gap[a + j - 1]))
         after = [self.blank(1, fine) if scene.pasts is None else scene.pasts[gap[-1], scene.whose]]
         for j in range(R - 2, -1, -1):
-            after.append(self.later(1, self.told(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
+            after.append(self.later(1, self.merged(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
         return torch.stack(before, 1), torch.stack(after[::-1], 1)
 
     def prepare_now(self, z0, scene, most: int = None) -> FieldScene:
         "What one who stands at clean z0 [b, C, rows, cols] can say of every later moment."
         fine = self.see(scene)
         own = self.own(z0[:, None], torch.zeros(len(z0), 1, dtype=torch.long, device=z0.device))[1][:, 0]
-        now = self.told(0, self.blank(0, fine), own)
+        now = self.merged(0, self.blank(0, fine), own)
         return FieldScene(scene, fine, self.ages(0, now, fine, most or self.longest))
 
     def prepare_way(self, far, n, config, scene) -> FieldScene:
@@ -361,7 +361,7 @@ class FieldMessages(FieldParts):
         own, whose = each_once(torch.cat([far.flatten(1), row[:, None].to(far)], 1))
         far, fine = far[own], scene.fine[row[own]]
         level = torch.zeros(len(far), 1, dtype=torch.long, device=far.device)
-        then = self.told(1, self.blank(1, fine), self.own(far[:, None], level)[1][:, 0])
+        then = self.merged(1, self.blank(1, fine), self.own(far[:, None], level)[1][:, 0])
         return scene._replace(pasts=self.ages(1, then, fine, self.most(n)), whose=whose)
 
 # %% ../nbs/12c_field.ipynb #12cf0005

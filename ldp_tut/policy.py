@@ -406,7 +406,7 @@ class FilmPerceptron(nn.Module):
         self.shape = c.Tp, c.action_dim
         self.level = nn.Sequential(nn.Embedding(c.K + 1, W), nn.Linear(W, W), nn.SiLU())
         self.history = perceptron(c.To * c.obs_dim, W, W, 1)
-        self.enter, self.leave = (nn.Linear(a, b) for a, b in
+        self.first_layer, self.last_layer = (nn.Linear(a, b) for a, b in
                                   ((c.Tp * c.action_dim, W), (W, c.Tp * c.action_dim)))
         self.film = nn.ModuleList(nn.Linear(W, 2 * W) for _ in range(c.depth))
         self.layers = nn.ModuleList(
@@ -416,11 +416,11 @@ class FilmPerceptron(nn.Module):
     def encode(self, known): return self.history(known)
 
     def forward(self, x, k, code):  # as of `FilmUNet`
-        condition, h = F.silu(self.level(one_level(k)) + code), self.enter(x.flatten(1))
+        condition, h = F.silu(self.level(one_level(k)) + code), self.first_layer(x.flatten(1))
         for film, layer in zip(self.film, self.layers):
             scale, shift = film(condition).chunk(2, 1)
             h = h + (1 + scale) * layer(h) + shift
-        return self.leave(h).view(len(x), *self.shape)
+        return self.last_layer(h).view(len(x), *self.shape)
 
 # %% ../nbs/10_policy.ipynb #p0000052
 def check_halves(Tp: int, stages: int):
