@@ -488,6 +488,7 @@ class FieldBatches:
         self.observation_start, self.action_start = put(data.observation_start), put(data.action_start)
         self.length, self.ends = put(data.length.astype(np.int64)), put(data.terminated)
         self.good, self.action = put(good), put(data.action)
+        self.ending_ones = self.ends.nonzero()[:, 0]  # of the episodes
 
     def reach(self, step) -> int:
         "How far a batch looks."
@@ -500,20 +501,21 @@ class FieldBatches:
         offsets = field_offsets(tokens, far, generator)
         many = self.size * (2 if len(offsets) <= 3 else 1)
         pick = torch.randint(0, len(self.episode), (many,), generator=generator)
-        if not self.ending: return self.window(offsets, pick)
-        return self.window(offsets, *self.to_ends(pick, offsets[-1], generator))
+        return self.window(offsets, self.to_ends(pick, offsets[-1], generator) if self.ending else pick)
 
-    def to_ends(self, pick, far, generator) -> tuple:
-        """A share `ending` of moments moved to where their episodes end within `far` steps, more often soon, and
-        which were not. Heads learn from all; how likely futures are, from those that nobody chose."""
-        u, who = (torch.rand(len(pick), generator=generator).to(self.device) for _ in range(2))
-        e = self.episode[pick := pick.to(self.device)]
-        left = (far * u.square()).long().minimum(self.length[e] - 1)
-        fair = who >= self.ending
-        return torch.where(fair, pick, self.action_start[e] + self.length[e] - 1 - left), fair
+    def to_ends(self, pick, far, generator):
+        """A share `ending` of moments is put where an episode is ended by its environment within `far` steps.
 
-    def window(self, offsets: tuple, pick, fair=None) -> dict:
-        "Tokens at these offsets from the picked moments; fair, bool [B], are those picked by chance."
+        Every moment from which the last token shows that end is as likely as any other. So what lies between now and
+        an end is learned as it is; how likely ends are is overstated, by the same factor soon and late."""
+        draw = lambda: torch.rand(len(pick), generator=generator).to(self.device)
+        e = self.ending_ones[(draw() * len(self.ending_ones)).long()]
+        left = (far * draw()).long().minimum(self.length[e] - 1)
+        pick = pick.to(self.device)
+        return torch.where(draw() < self.ending, self.action_start[e] + self.length[e] - 1 - left, pick)
+
+    def window(self, offsets: tuple, pick) -> dict:
+        "Tokens at these offsets from the picked moments."
         pick, off = pick.to(self.device), torch.tensor(offsets, device=self.device)
         e, s = self.episode[pick], self.start[pick]
         end, ends, first = self.length[e][:, None], self.ends[e][:, None], self.observation_start[e][:, None]
@@ -527,7 +529,6 @@ class FieldBatches:
         return dict(
             index=self.index[first + at].long(), times=off.float().expand(time.shape), action=acts,
             gaps=tuple(b - a for a, b in zip(offsets, offsets[1:])),
-            fair=torch.ones(len(pick), device=self.device) if fair is None else fair.float(),
             valid=((time <= end) | ends).float(), reward=(over & self.good[e][:, None]).float(),
             termination=(over & ends).float(), first=(same.int().argmax(2) + 1).float())
 
@@ -548,10 +549,9 @@ class FieldLoss:
         says = lambda name: mean(F.binary_cross_entropy_with_logits(
             p.heads[name][..., 0], batch[name], reduction='none'), valid)
         late = batch['first'] - steps_said(p.heads['passage'][..., 0])
-        fair = batch['fair'][:, None]
-        after_now = valid * fair * (torch.arange(valid.shape[1], device=z.device) > 0)
+        after_now = valid * (torch.arange(valid.shape[1], device=z.device) > 0)
         acts = action_error(p.heads['action'], batch['action'], self.world.actions)
-        return dict(denoise=mean(nats, valid * fair * (k > 0)), reward=says('reward'),
+        return dict(denoise=mean(nats, valid * (k > 0)), reward=says('reward'),
                     termination=says('termination'),
                     action=0.1 * mean(acts, valid * acted(batch['action'])),
                     passage=0.25 * mean(pinball(late, 0.15), after_now))
