@@ -405,7 +405,8 @@ def world_and_data(a) -> tuple:
     out = Path(a.out or f'runs/{name}{kind}')
     _writable(out)
     data, env_id = data_for(a, out)
-    data, world = cut_as_asked(data, getattr(a.recipe, 'patch', None), a.seed, None if a.data else out / 'data')
+    patch, stored = getattr(a.recipe, 'patch', None), None if a.data else out / 'data'
+    data, world = cut_as_asked(data, patch, a.seed, stored)
     spaces = Spaces.of(data) if world is None else world.spaces
     if env_id: check_environment(make_any(env_id, **how_to_see(env_id, spaces)), spaces)
     return out, data, world, spaces, env_id
@@ -427,7 +428,8 @@ def train_any(a) -> dict:
                           device=a.device, progress=not a.json, **learning)
     asked = dict(env=a.env, data=a.data, seed=a.seed)
     command = _command(r, **asked, denoiser=fits if a.denoiser == 'field' else None)
-    agent.card |= dict(env_id=env_id, command=command, commit=commit_of_package(), device=device)
+    agent.card |= dict(env_id=env_id, command=command, device=device,
+                       commit=commit_of_package())
     if r.spare: agent.card['data'] = agent.card['data'] | dict(spare=r.spare)
     path = save_agent(out / 'agent.safetensors', agent)
     keep = ('denoiser', 'data', 'seconds', 'command', 'commit', 'device')
@@ -447,8 +449,8 @@ def train_by_method(a) -> dict:
     out, data, _, _, env_id = world_and_data(a)
     agent = train_method(a.method, data, recipe, out, a.seed, a.device, not a.json)
     asked = dict(env=a.env, data=a.data, method=a.method, seed=a.seed)
-    agent.card |= dict(env_id=env_id, command=_command(r, **asked), commit=commit_of_package(),
-                       device=device)
+    agent.card |= dict(env_id=env_id, command=_command(r, **asked), device=device,
+                       commit=commit_of_package())
     path = save_method(out / 'agent.safetensors', agent)
     keep = ('method', 'data', 'seconds', 'command', 'commit', 'device')
     return dict(checkpoint=str(path), env=env_id, **{k: agent.card[k] for k in keep})

@@ -158,7 +158,7 @@ class PatchWorld(SymbolWorld):
 # %% ../nbs/12c_field.ipynb #12cf0017
 def in_patches(parts, patch: int, most: int = 255) -> tuple:
     """Pictures uint8 [N, rows, cols, channels], given in parts, by names: every different patch, uint8 [V, p, p,
-    channels], and which of them is where, uint8 [sum N, rows / p, cols / p, 1]. `ValueError` where there are too many."""
+    channels], and which of them is where, uint8 [sum N, rows / p, cols / p, 1]. `ValueError` for too many of them."""
     book, found, names, mix = {}, [], [], None
     for part in parts:
         part = torch.from_numpy(np.ascontiguousarray(part)).movedim(-1, 1)
@@ -175,8 +175,8 @@ def in_patches(parts, patch: int, most: int = 255) -> tuple:
                 book[kind] = len(book)
                 found.append(few[n, :, x * patch:(x + 1) * patch, y * patch:(y + 1) * patch].movedim(0, -1))
             if len(book) > most:
-                raise ValueError(f'these pictures have more than {most} different patches of {patch} x {patch} pixels: '
-                                 'choose another patch, or leave it out, and they become vectors')
+                raise ValueError(f'these pictures have more than {most} different patches of {patch} x {patch} '
+                                 'pixels: choose another patch, or leave it out, and they become vectors')
             name = torch.tensor([book[kind] for kind in kinds.tolist()], dtype=torch.uint8)
             names.append(name[where][..., None].numpy())
     return torch.stack(found).numpy(), np.concatenate(names)

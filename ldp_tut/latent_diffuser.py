@@ -246,7 +246,8 @@ class TrajectoryEncoder(nn.Module):
     def __init__(self, config: LatentConfig):
         super().__init__()
         c, W = config, config.width
-        self.first_layer, self.last_layer = nn.Linear(c.numbers, W), nn.Linear(W, 2 * c.latent_dim)
+        self.first_layer = nn.Linear(c.numbers, W)
+        self.last_layer = nn.Linear(W, 2 * c.latent_dim)
         self.when = nn.Parameter(0.02 * torch.randn(c.tokens, W))
         self.blocks = nn.ModuleList([Block(W, 4) for _ in range(c.depth)])
         self.register_buffer('mask', causal(c.tokens), persistent=False)
@@ -256,7 +257,8 @@ class TrajectoryEncoder(nn.Module):
         "Tokens [B, T, numbers] -> mean and log-variance [B, L, D] of the latents."
         h = self.first_layer(token) + self.when
         for block in self.blocks: h = block(h, self.mask)
-        mean, log_variance = self.last_layer(h[:, self.each - 1::self.each]).chunk(2, -1)
+        last = h[:, self.each - 1::self.each]
+        mean, log_variance = self.last_layer(last).chunk(2, -1)
         return mean, log_variance.clamp(-12, 4)
 
 # %% ../nbs/11_latent_diffuser.ipynb #c8d3bc41

@@ -34,8 +34,8 @@ from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, VectorDenoiser,
-                            VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together, executed,
-                            fingerprint_of_world, fit_world, play, promise_gap, stack, token_batches)
+                            VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
+                            executed, fingerprint_of_world, fit_world, play, promise_gap, stack, token_batches)
 
 # %% ../nbs/13_planner.ipynb #7dd9989e
 def _check_plan(c):
@@ -633,7 +633,8 @@ def train_planner(
     begun = check_recipe(place('denoiser.safetensors'), about)
     device, before = pick_device(device), None
     if recipe.start_from: before, world = begin_with(recipe.start_from, data, rewards)
-    if world is None and Spaces.of(data).view == 'symbols': world = make_symbol_world(check_ends_pay(data, rewards), seed)
+    if world is None and Spaces.of(data).view == 'symbols':
+        world = make_symbol_world(check_ends_pay(data, rewards), seed)
     world, world_run = fit_world(data, longest, steps_of_world(recipe, world), world, seed,
                                  place('world.safetensors'), device, progress, max_gap=max(2, 2 * stride))
     if isinstance(world, nn.Module): world.to(device)
