@@ -506,8 +506,8 @@ class FieldBatches:
     def to_ends(self, pick, far, generator):
         """A share `ending` of moments is put where an episode is ended by its environment within `far` steps.
 
-        Every moment from which the last token shows that end is as likely as any other. So what lies between now and
-        an end is learned as it is; how likely ends are is overstated, by the same factor soon and late."""
+        Such an end may come soon or late in a window alike. How likely ends are is overstated, so that they may seem
+        nearer than they are."""
         draw = lambda: torch.rand(len(pick), generator=generator).to(self.device)
         e = self.ending_ones[(draw() * len(self.ending_ones)).long()]
         left = (far * draw()).long().minimum(self.length[e] - 1)
