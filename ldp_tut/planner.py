@@ -624,7 +624,7 @@ def train_planner(
     if recipe.patch and world is None: data, world = cut_up(check_ends_pay(data, rewards), recipe.patch, seed)
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
-    check_data_for_plans(data, longest)
+    check_data_for_plans(data, longest, recipe.ends)
     stride = max(1, longest // 48)
     place = lambda name: None if out is None else Path(out) / name
     about = dict(asdict(recipe), longest=longest, rewards=asdict(rewards), seed=seed, data=fingerprint(data),

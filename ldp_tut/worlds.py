@@ -357,8 +357,11 @@ def check_ends_pay(data, rewards):
     raise ValueError(f'maps are planned in for episodes that end well, and in these data every {rewards.kind} pays: '
                      'relabel them (`relabel`), or give a world and a denoiser of your own')
 
-def check_data_for_plans(data, longest):
-    "Raises `ValueError` where no episode is as long as the shortest plan."
+def check_data_for_plans(data, longest, ends=0.):
+    "Raises `ValueError` where no episode is as long as a plan, or none comes to an end that windows are to show."
+    if ends and not data.terminated.any():
+        raise ValueError(f'ends={ends} asks for windows that come to the end of an episode, but the environment ended none '
+                         'of these episodes: leave it out')
     most = data.length.max()
     if most < 4:
         raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')

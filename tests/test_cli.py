@@ -333,3 +333,11 @@ def test_options_of_training_are_those_of_the_function():
 def test_two_wishes_that_exclude_each_other_are_refused(capsys):
     with pytest.raises(SystemExit) as e: main(['eval', '--check', '--record'])
     assert e.value.code == 2 and 'not allowed together' in capsys.readouterr().err
+
+
+def test_weights_to_start_from_are_read_before_anything_is_played(tmp_path, capsys):
+    (tmp_path / 'torn.safetensors').write_bytes(b'torn')
+    line = f'train --env MiniGrid-Unlock-v0 --denoiser field --out {tmp_path / "out"} --start-from'
+    fails(capsys, f'{line} {tmp_path / "torn.safetensors"}', 'torn.safetensors')
+    fails(capsys, f'{line} simplecrossing-n1', 'not an agent')
+    assert not (tmp_path / 'out').exists()

@@ -280,6 +280,9 @@ def test_training_goes_on_from_an_agent_with_its_own_codes(tmp_path):
     few.observation[:, 1, 1] = (77, 7)
     few.terminated[:], few.reward[few.action_start + few.length - 1] = True, 1.
     with pytest.raises(ValueError, match=r'never seen cells.*\(77, 7\)'): train_planner(few, steps=1, start_from=first, **how)
+    few.terminated[:] = False
+    with pytest.raises(ValueError, match='the environment ended none'): train_planner(few, steps=1, ends=0.2, out=tmp_path / 'c', **how)
+    assert not (tmp_path / 'c').exists()
 
 
 class Told:
