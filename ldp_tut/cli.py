@@ -415,14 +415,15 @@ def train_any(a) -> dict:
     "A planner for any world, from its data alone."
     from ldp_tut.board import check_count
     from ldp_tut.checkpoints import commit_of_package, find_checkpoint
-    from ldp_tut.planner import PlannerRecipe, load_agent, save_agent, train_planner
+    from ldp_tut.planner import (
+        PlannerRecipe, load_agent, save_agent, train_planner)
     from ldp_tut.train import pick_device
     r, device = a.recipe, str(pick_device(a.device))
     _check_wishes(a)
     learning = {f.name: getattr(r, f.name) for f in fields(PlannerRecipe)}
     if r.start_from:
         learning['start_from'] = str(find_checkpoint(r.start_from))
-        load_agent(learning['start_from'], 'cpu')  # one that can be read, before anything is played
+        load_agent(learning['start_from'], 'cpu')  # or an error, before a game
     PlannerRecipe(**learning), check_count(r.steps, 'steps')  # before anything is done
     out, data, world, spaces, env_id = world_and_data(a)
     fits = _check_fits(a.denoiser, spaces)

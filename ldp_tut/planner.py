@@ -33,7 +33,7 @@ from .field import (FieldConfig, FieldDenoiser, PatchWorld, SymbolWorld, cpu_pre
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
-from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, VectorDenoiser,
+from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
                             VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
                             executed, fingerprint_of_world, fit_world, play, promise_gap, stack, token_batches)
 
@@ -45,10 +45,9 @@ def _check_plan(c):
     check_count(c.horizon, 'horizon', 0), check_finite(c.scale, 'scale')
     for name in ('eta', 'far_eta', 'worth'): check_between(getattr(c, name), name, 0, 1)
     for name in ('limit', 'haste'): check_positive(getattr(c, name), name)
-    for name in ('slack', 'trust', 'patience'): check_between(getattr(c, name), name, 0, math.inf, '[)')
+    for name in ('slack', 'trust', 'patience', 'doubt'): check_between(getattr(c, name), name, 0, math.inf, '[)')
     if c.near > c.tokens:
-        raise ValueError(f'near={c.near} of tokens={c.tokens} cannot stand close: '
-                         f'choose near at most {c.tokens}')
+        raise ValueError(f'near={c.near} of tokens={c.tokens} cannot stand close: choose near at most {c.tokens}')
     if c.replan > c.near * c.stride and c.tokens > c.near:
         raise ValueError(f'replan={c.replan} executes more steps than the {c.near} near tokens of '
                          f'{c.stride} steps reach: raise near or stride, or replan sooner')
@@ -89,6 +88,7 @@ class PlanConfig:
     replan: int = 1            # steps executed before planning again
     trust: float = 2.          # a far token of this reward is remembered; above 1: none
     patience: float = 0.       # share of idle steps added to the next horizon
+    doubt: float = 0.          # nats off an action each time it was taken here before
 
     def __post_init__(self): _check_plan(self)
 
@@ -366,8 +366,7 @@ class FarFuturePlanner:
             seen = self.world.read(obs)
             z0 = self.world.encode(seen)
             if len(seeds) != len(z0):
-                raise ValueError(f'{len(seeds)} seeds for {len(z0)} observations: '
-                                 'give as many seeds')
+                raise ValueError(f'give as many seeds as observations, {len(z0)}, not {len(seeds)}')
             scene = self.world.scene(seen)
         return self.plan_from(z0, scene, [int(s) for s in seeds], known, film, delay)
 
@@ -456,7 +455,7 @@ class Agent:
     def begin(self, seeds) -> 'Agent':
         "Start one episode for each seed, to be driven by `act_batch`."
         self.reset()
-        self.seeds = [int(s) for s in seeds]
+        self.seeds, self.tried = [int(s) for s in seeds], Tried(len(seeds))
         return self
 
     def act(self, obs):
@@ -478,6 +477,7 @@ class Agent:
             self.since, self.plans_made = 0, self.plans_made + 1
         out = self.planner.act(self.plan, obs, self.since)
         self.since += 1; self.step += 1
+        if doubt := self.config.doubt: out = self.tried.doubted(self.planner.world.read(obs).state, out, doubt)
         out = out.argmax(-1) if self.planner.world.actions else out.float()
         return out.cpu().numpy()
 
@@ -517,6 +517,7 @@ class Agent:
         "A new episode has begun in rows `ended`, bool [B]: forget their goals, plan again."
         ended = torch.as_tensor(np.asarray(ended)).bool()
         if self.plan is None or not ended.any(): return
+        self.tried.forget(ended)
         reward = self.plan.reward
         ended = ended.to(reward.device)
         self.plan = self.plan._replace(reward=torch.where(ended, 0., reward))
@@ -527,6 +528,7 @@ class Agent:
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
         self.seeds = [self.seeds[r] for r in rows]
+        self.tried.keep(rows)
         if self.plan is not None: self.plan = self.plan.of_rows(list(rows))
         if self.delay is not None:
             self.delay, self.left = self.delay[list(rows)], self.left[list(rows)]

@@ -194,7 +194,7 @@ class Policy(nn.Module):
         seeds=0,      # an integer for each row, or the first of consecutive ones
     ) -> torch.Tensor:   # actions [B, Tp, A]; `config.fresh` are those to execute
         "In the data's own units. Raises `ValueError` for a history that is too short."
-        known = self.see(check_history(history, self.config)).flatten(1)
+        known = self.see(check_history(history, self.config).to(self.see.centre)).flatten(1)
         return self.do.inverse(self.propose(known, check_seeds(seeds, len(known))))
 
     def forward(self, batch, generator):
@@ -279,7 +279,7 @@ class Receding:
         if not self.queue:
             seeds = [100_000 * (self.seed + i) + self.t for i in range(len(now))]
             plans = self.policy.plan(np.stack(self.history, 1), seeds)
-            self.queue = list(plans[:, c.fresh].unbind(1))
+            self.queue = list(plans[:, c.fresh].cpu().unbind(1))
         self.t += 1
         return self.queue.pop(0).numpy()
 
@@ -359,7 +359,7 @@ class MixturePolicy(Policy):
         # the mean of one mode, drawn by its weight: at play, Mandlekar et al. 2021
         # too take a spread of almost nothing
         u = torch.stack([torch.rand(1, generator=torch.Generator().manual_seed(s))
-                         for s in seeds])
+                         for s in seeds]).to(log_w)
         mode = (log_w.exp().cumsum(1) < u).sum(1).clamp(max=self.config.modes - 1)
         return mean[torch.arange(len(mode)), mode].unflatten(1, (self.config.Tp, -1))
 
@@ -430,8 +430,8 @@ def check_halves(Tp: int, stages: int):
                          "fewer mults, or net='transformer'")
 
 def one_level(k: torch.Tensor) -> torch.Tensor:
-    "The level [B] of plans whose actions share one, [B, Tp]; `ValueError` where they do not."
-    if (k != k[:, :1]).any():
+    "The level [B] of plans whose actions share one, [B, Tp]; `ValueError` where they do not, on a processor."
+    if k.device.type == 'cpu' and (k != k[:, :1]).any():  # an accelerator is not waited for
         raise ValueError("net='film' knows one level for a whole plan: use a `full_board`, or net='transformer'")
     return k[:, 0]
 
@@ -448,7 +448,7 @@ class ActionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(W, 4) for _ in range(c.depth))
         self.out = nn.Sequential(nn.LayerNorm(W), nn.Linear(W, c.action_dim))
 
-    def when(self, n): return self.time(fourier(torch.arange(n).float(), 32, 64.))
+    def when(self, n): return self.time(fourier(torch.arange(n).to(self.kind), 32, 64.))
 
     def encode(self, known):
         c = self.config

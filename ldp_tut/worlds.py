@@ -10,7 +10,7 @@ __all__ = ['Seen', 'World', 'Spaces', 'cells_in', 'check_shape', 'read_observati
            'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_ends_pay',
            'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'goal_radius', 'Denoiser',
            'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
-           'acted', 'action_error', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
+           'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -360,8 +360,8 @@ def check_ends_pay(data, rewards):
 def check_data_for_plans(data, longest, ends=0.):
     "Raises `ValueError` where no episode is as long as a plan, or none comes to an end that windows are to show."
     if ends and not data.terminated.any():
-        raise ValueError(f'ends={ends} asks for windows that come to the end of an episode, but the environment ended none '
-                         'of these episodes: leave it out')
+        raise ValueError(f'ends={ends} asks for windows that come to the end of an episode, but the environment ended '
+                         'none of these: leave it out')
     most = data.length.max()
     if most < 4:
         raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')
@@ -469,6 +469,8 @@ def check_go_together(world, denoiser, config, when=None):
                                 ('chance_from', config.judge == 'chance', "choose judge='ends'")):
         if used and not hasattr(denoiser, name):
             raise ValueError(f'the plan asks for {name}, which {type(denoiser).__name__} has not: {instead}')
+    if config.doubt and not world.actions:
+        raise ValueError(f'doubt={config.doubt} counts how often an action was taken, and here actions are vectors')
     knows = hasattr(world, 'steps_between') or hasattr(denoiser, 'steps_between')
     if when is None and config.when in ('passage', 'soonest') and not knows:
         raise ValueError(f"when={config.when!r} asks the world for steps_between, which {type(world).__name__} "
@@ -563,6 +565,24 @@ def action_error(said, action, actions):
     if not actions: return (said.float() - action).pow(2).mean(-1)
     error = F.cross_entropy(said.float().flatten(0, 1), action.clamp(min=0).flatten(), reduction='none')
     return error.view(action.shape)
+
+# %% ../nbs/12b_worlds.ipynb #12tr0002
+class Tried:
+    "What was done in the face of what, in episodes side by side."
+    def __init__(self, episodes: int): self.counts = [{} for _ in range(episodes)]
+    def keep(self, rows): self.counts = [self.counts[r] for r in rows]
+    def forget(self, ended):
+        self.counts = [{} if e else c for c, e in zip(self.counts, ended.tolist())]
+
+    def doubted(self, state, said, doubt: float) -> torch.Tensor:
+        """Log-shares of actions [B, A], less `doubt` for each time one was taken when the
+        world looked like `state` [B, ...]. The likeliest ones count as taken now."""
+        said = said.float().log_softmax(-1).cpu()
+        for row, seen, counts in zip(said, state.cpu().numpy(), self.counts):
+            times = counts.setdefault(seen.tobytes(), torch.zeros_like(row))
+            row -= doubt * times
+            times[row.argmax()] += 1
+        return said
 
 # %% ../nbs/12b_worlds.ipynb #fde6c368
 def play(

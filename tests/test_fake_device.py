@@ -15,6 +15,8 @@ from ldp_tut.diffuser import TemporalUNet
 from ldp_tut.exact import load_denoiser
 from ldp_tut.field import FieldConfig, FieldDenoiser
 from ldp_tut.forcing import ForcingConfig, TokenTransformer
+from ldp_tut.latent_diffuser import LatentConfig, LatentDiffuser
+from ldp_tut.policy import DiffusionPolicy, PolicyConfig
 from ldp_tut.worlds import DenoiserConfig, DenoisingLoss, Spaces, VectorDenoiser, VectorWorld
 
 DEVICE = 'meta'  # a name that every build of torch can index tensors on; to the fake mode it is a device like any other
@@ -43,7 +45,17 @@ def chain():
     return net, lambda net: net(make(4, 3, D), levels(4, 3), make(4, 3), frames())
 
 
+def policy(net):
+    "Diffusion Policy, and a plan of its for histories of two observations."
+    return (DiffusionPolicy(PolicyConfig(3, 2, Tp=8, Ta=4, net=net, width=16)),
+            lambda p: p.denoiser(make(4, 6))(make(4, 8, 2), levels(4, 8)))
+
+
 DENOISERS = dict(
+    film=lambda: policy('film'), perceptron=lambda: policy('perceptron'), actions=lambda: policy('transformer'),
+    latents=lambda: (LatentDiffuser(LatentConfig(3, 2, width=16)), lambda m: m.clean(make(4, 4, 4), levels(4), make(4, 3))),
+    energy=lambda: (LatentDiffuser(LatentConfig(3, 2, width=16)).energy,
+                    lambda net: net(make(4, 4, 4), levels(4, 4), make(4), make(4, 3))),
     points=lambda: (PointDenoiser(2, 16, 1, 10), lambda net: net(make(4, 1, 2), levels(4, 1))),
     transformer=lambda: (TokenTransformer(ForcingConfig(3, 32, 1, 2, 10), ddpm.cosine_schedule(10)),
                          lambda net: net(make(4, 5, 3), levels(4, 5), make(4, 5))),

@@ -21,7 +21,7 @@ from ldp_tut.planner import (
     ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
     believable, between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
 from ldp_tut.checkpoints import CheckpointError
-from ldp_tut.worlds import Seen, Spaces, VectorWorld, World, fit_world
+from ldp_tut.worlds import Seen, Spaces, Tried, VectorWorld, World, fit_world
 
 ROOT = Path(__file__).parent.parent
 
@@ -282,6 +282,23 @@ def test_a_planner_is_gone_on_with_by_its_own_data_and_recipe_alone(data, tmp_pa
     with pytest.raises(TypeError, match='wdith'): train_planner(data, wdith=3)
 
 
+def test_an_agent_doubts_what_led_it_back_to_where_it_was(rail):
+    stuck, goal = np.zeros(20), np.full(20, 0.9)
+    free = np.linspace(-0.9, 0.5, 20)  # the first cart stands before a wall that its planner knows nothing of; the second moves
+    def walk(doubt):
+        agent = Agent(FarFuturePlanner(rail.world, rail.denoiser, replace(rail.config, doubt=doubt))).begin([0, 1])
+        return np.array([agent.act_batch(np.stack([np.stack([a, g]), np.stack([b, g])])) for a, b, g in zip(stuck, free, goal)]), agent
+    (sure, _), (wary, agent) = walk(0.), walk(2.)
+    assert (sure == 1).all(), 'without doubt it pushes against the wall for ever'
+    assert (wary[:, 0] == 0).any() and (wary[:, 1] == 1).all()
+    agent.restart([True, False])
+    assert agent.act_batch(np.array([[0., 0.9], [0.5, 0.9]]))[0] == 1, 'a new episode, no doubts'
+    tried, here, says = Tried(2), torch.zeros(2, 3), torch.tensor([[0., 1.], [0., 1.]])
+    assert [tried.doubted(here, says, 0.6).argmax(1).tolist() for _ in range(3)] == [[1, 1], [1, 1], [0, 0]]
+    tried.keep([1])
+    assert tried.doubted(here[:1] + 1, says[:1], 0.6).argmax() == 1 and says.tolist() == [[0., 1.], [0., 1.]]
+
+
 def test_bad_data_and_options_are_refused_before_training(data, rail):
     row = np.zeros((40, 2), np.float32)
     few = Trajectories(row[:4], row[:3], [0, 0, 1], [3], [True])
@@ -292,6 +309,9 @@ def test_bad_data_and_options_are_refused_before_training(data, rail):
     with pytest.raises(ValueError, match='reach'): PlanConfig(replan=9)
     with pytest.raises(ValueError, match='unknown when'): PlanConfig(when='soon')
     with pytest.raises(ValueError, match='stand close'): PlanConfig(near=9)
+    with pytest.raises(ValueError, match='doubt'): PlanConfig(doubt=-1.)
+    class Pushed(Rail): actions = 0
+    with pytest.raises(ValueError, match='doubt=1.0 counts'): FarFuturePlanner(Pushed(), RailDenoiser(), PlanConfig(doubt=1.))
     with pytest.raises(ValueError, match='as many seeds'): rail.plan(np.zeros((2, 2)), [0])
     with pytest.raises(ValueError, match='trained levels'): FarFuturePlanner(Rail(), RailDenoiser(), PlanConfig(iterations=99))
     class Half: schedule, longest = RailDenoiser.schedule, 20
