@@ -2,8 +2,12 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
+
+try: import resource
+except ImportError: resource = None  # on Windows
 
 os.environ.setdefault('LDP_BUDGET', 'smoke')
 os.environ.setdefault('MPLBACKEND', 'agg')
@@ -31,3 +35,22 @@ def small_disk(tmp_path):
     if done.returncode: pytest.skip(f'no small file system can be mounted here: {done.stderr.strip()}')
     yield disk
     subprocess.run(['umount', '-l', str(disk)], check=True)
+
+
+def most_memory() -> float:
+    "Gigabytes that this process, or the largest of those it started, held at its peak."
+    if resource is None: return float('nan')
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak * (1 if sys.platform == 'darwin' else 1024) / 1e9
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f'memory at its peak: {most_memory():.2f} GB')
+
+
+def pytest_sessionfinish(session, exitstatus):
+    "`.ci/run` sets a limit; a run that needed more fails."
+    limit = float(os.environ.get('LDP_TEST_MEMORY_GB', 'inf'))
+    if exitstatus == 0 and most_memory() > limit:
+        print(f'\nthe tests needed {most_memory():.2f} GB, and {limit} GB are allowed (LDP_TEST_MEMORY_GB)')
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
