@@ -194,7 +194,8 @@ class DiffuserConfig:
     def __post_init__(self):
         check_count(self.state_dim, 'state_dim'), check_count(self.stride, 'stride')
         check_count(self.width, 'width'), check_count(self.K, 'K')
-        check_positive(self.shift, 'shift'), check_finite(self.action_weight, 'action_weight')
+        (check_positive(self.shift, 'shift'),
+         check_finite(self.action_weight, 'action_weight'))
         check_count(self.action_dim, 'action_dim', 0)
         check_count(self.goal_dims, 'goal_dims', 0, self.state_dim)
 

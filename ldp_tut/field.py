@@ -29,15 +29,19 @@ from .worlds import Seen, Spaces, acted, action_error, fit_world, on, pinball, r
 
 # %% ../nbs/12c_field.ipynb #7ba89267
 class SymbolWorld(nn.Module):
-    "Grids of symbols, of any size: each kind of cell has a code; the scene is what one sees now."
-    def __init__(self, spaces: Spaces, kinds=None, dim: int = 8, max_gap: int = 4, width: int = 48):
+    """Grids of symbols, of any size: each kind of cell has a code; the scene is what
+    one sees now."""
+    def __init__(self, spaces: Spaces, kinds=None, dim: int = 8, max_gap: int = 4,
+                 width: int = 48):
         super().__init__()
         self.spaces, self.actions, self.max_gap = spaces, spaces.actions, max_gap
         self.latent_shape = (dim, *spaces.shape[:2])
         kinds = np.zeros((spaces.kinds, spaces.shape[2])) if kinds is None else kinds
-        self.register_buffer('kinds', torch.as_tensor(np.asarray(kinds, np.uint8)))  # [V, channels]
+        self.register_buffer(
+            'kinds', torch.as_tensor(np.asarray(kinds, np.uint8)))  # [V, channels]
         self.codes_raw = nn.Parameter(torch.randn(len(kinds), dim))
-        self.motion = MapMotion(dim, spaces.actions or spaces.action_dims, max_gap, width)
+        self.motion = MapMotion(
+            dim, spaces.actions or spaces.action_dims, max_gap, width)
 
     @property
     def codes(self):  # [V, C], all of one length
@@ -46,7 +50,9 @@ class SymbolWorld(nn.Module):
     def read(self, obs) -> Seen:
         return on(read_observation(obs, self.spaces), self.codes_raw.device)
 
-    def index(self, state):  # uint8 [..., rows, cols, channels] -> int64 [..., rows, cols]
+    def index(self,
+        state,  # uint8 [..., rows, cols, channels]
+    ):          # -> int64 [..., rows, cols]
         kinds, state = named(self.kinds), named(state)
         order = kinds.argsort()
         at = torch.searchsorted(kinds[order], state).clamp(max=len(kinds) - 1)
@@ -72,7 +78,8 @@ class SymbolWorld(nn.Module):
         noise = torch.randn(z[:, 1].shape, generator=generator, device=z.device)
         said = self.motion(z[:, 0], z[:, 1] + 0.15 * noise, batch['gap'])
         known = batch['near'].to(z)  # last steps, too, however far one looks
-        error = action_error(said[:, None], batch['action'][:, None], self.actions)[:, 0]
+        error = action_error(
+            said[:, None], batch['action'][:, None], self.actions)[:, 0]
         return dict(tell=told_apart(self.codes, generator),
                     inverse=(error * known).sum() / known.sum().clamp(min=1))
 
@@ -84,12 +91,16 @@ class MapMotion(nn.Module):
         self.max_gap = max_gap
         layer = lambda n: [nn.Conv2d(n, width, 3, padding=1), nn.GELU()]
         self.body = nn.Sequential(*layer(2 * dim + 1), *layer(width), *layer(width))
-        self.look, self.say = nn.Conv2d(width, looks, 1), nn.Linear(looks * width, actions)
+        self.look, self.say = (nn.Conv2d(width, looks, 1),
+                               nn.Linear(looks * width, actions))
 
-    def forward(self, z, later, gap):  # maps [B, C, rows, cols], int64 [B] -> [B, actions]
+    def forward(self,
+        z, later, gap,  # maps [B, C, rows, cols], int64 [B]
+    ):                  # -> [B, actions]
         share = gap.clamp(1, self.max_gap).to(z) / self.max_gap
         share = share[:, None, None, None].expand(-1, 1, *z.shape[-2:])
-        return self.say(looked(self.look, self.body(torch.cat([z, later - z, share], 1))))
+        return self.say(looked(
+            self.look, self.body(torch.cat([z, later - z, share], 1))))
 
 # %% ../nbs/12c_field.ipynb #8ba5d32a
 def named(symbols):
@@ -131,8 +142,10 @@ def make_symbol_world(data: Trajectories, seed: int = 0, max_gap: int = 4) -> Sy
 
 # %% ../nbs/12c_field.ipynb #12cf0016
 class PatchWorld(SymbolWorld):
-    "Pictures of any size, cut into square patches; each is read as the nearest of the kinds there are."
-    def __init__(self, spaces: Spaces, patches=None, dim: int = 8, max_gap: int = 4, width: int = 48):
+    """Pictures of any size, cut into square patches; each is read as the nearest of the
+    kinds there are."""
+    def __init__(self, spaces: Spaces, patches=None, dim: int = 8, max_gap: int = 4,
+                 width: int = 48):
         super().__init__(spaces, np.arange(spaces.kinds)[:, None], dim, max_gap, width)
         p = spaces.patch
         self.latent_shape = (dim, *(n // p for n in spaces.shape[:2]))
@@ -140,7 +153,9 @@ class PatchWorld(SymbolWorld):
         self.register_buffer('patches', torch.as_tensor(np.asarray(
             blank if patches is None else patches, np.uint8)))  # [V, p, p, channels]
 
-    def read(self, obs) -> Seen:  # the state is what each patch is named: uint8 [B, rows, cols, 1]
+    def read(
+        self, obs,
+    ) -> Seen:  # the state is what each patch is named: uint8 [B, rows, cols, 1]
         seen = super().read(obs)
         return seen._replace(state=self.cut(seen.state))
 
@@ -207,7 +222,8 @@ def make_patch_world(data: Trajectories, patches, seed: int = 0, max_gap: int = 
 
 # %% ../nbs/12c_field.ipynb #b21164e6
 class Age(nn.Module):
-    "One step of imagined time: a gated 3 x 3 convolution over the field and what the scene shows."
+    """One step of imagined time: a gated 3 x 3 convolution over the field and what the
+    scene shows."""
     def __init__(self, width: int, scene: int):
         super().__init__()
         self.norm = nn.GroupNorm(1, width)
@@ -221,7 +237,8 @@ class Age(nn.Module):
 
 # %% ../nbs/12c_field.ipynb #964b82a3
 class Compete(nn.Module):
-    "Every cell hears its share of P learned scores, and what they come to in the whole picture."
+    """Every cell hears its share of P learned scores, and what they come to in the
+    whole picture."""
     def __init__(self, width: int, maps: int, kinds: int):
         super().__init__()
         self.score, self.back = nn.Conv2d(width, maps, 1), nn.Conv2d(2 * maps, width, 1)
@@ -229,7 +246,8 @@ class Compete(nn.Module):
         nn.init.zeros_(self.from_evidence.weight)
 
     def forward(self, h, evidence):  # [R, W, rows, cols], [R, V, rows, cols]
-        heard = torch.einsum('pv,rvxy->rpxy', self.from_evidence.weight.float(), evidence)
+        heard = torch.einsum(
+            'pv,rvxy->rpxy', self.from_evidence.weight.float(), evidence)
         score = self.score(h).float() + heard
         total = score.flatten(2).logsumexp(-1)                      # [R, P]
         share = score - total[..., None, None]
@@ -255,9 +273,12 @@ class FieldScene(NamedTuple):
     "What is seen, and what has been worked out from it."
     seen: torch.Tensor             # [b, C, rows, cols], codes
     fine: torch.Tensor             # [b, S, rows, cols], features
-    futures: torch.Tensor = None   # [longest + 1, b, W, rows, cols], the field of now at every age
-    pasts: torch.Tensor = None     # [longest + 1, R, W, rows, cols], and of R clean far tokens
-    whose: torch.Tensor = None     # int64 [B], the one of them that each row is on the way to
+    # the field of now at every age, [longest + 1, b, W, rows, cols]
+    futures: torch.Tensor = None
+    # and of R clean far tokens, [longest + 1, R, W, rows, cols]
+    pasts: torch.Tensor = None
+    # the one of them that each row is on the way to, int64 [B]
+    whose: torch.Tensor = None
 
 # %% ../nbs/12c_field.ipynb #12cf0001
 class FieldParts(nn.Module):
@@ -274,7 +295,8 @@ class FieldParts(nn.Module):
                                  nn.Conv2d(32, S, 3, padding=1))
         self.first_layer = nn.Conv2d(2 * V + c.code, W, 3, padding=1)
         self.level = nn.Linear(32, 2 * W)
-        self.first = nn.Parameter(torch.zeros(2, W))  # of a field that nobody has told anything
+        # of a field that nobody has told anything
+        self.first = nn.Parameter(torch.zeros(2, W))
         self.merge = nn.ModuleList(nn.Conv2d(2 * W, W, 1) for _ in range(2))
         self.age = nn.ModuleList(Age(W, S) for _ in range(2))
         self.mix = nn.Conv2d(3 * W + S, W, 1)
@@ -284,19 +306,23 @@ class FieldParts(nn.Module):
         self.less = nn.Linear(c.maps, V, bias=False)
         nn.init.zeros_(self.less.weight)
         self.look, self.value = nn.Conv2d(W, 8, 1), nn.Conv2d(W, 16, 1)
-        head = lambda n: nn.Sequential(nn.Linear(8 * 16 + 32, 128), nn.GELU(), nn.Linear(128, n))
+        head = lambda n: nn.Sequential(
+            nn.Linear(8 * 16 + 32, 128), nn.GELU(), nn.Linear(128, n))
         self.heads = nn.ModuleDict({n: head(o) for n, o in dict(
             reward=1, termination=1, action=c.actions, passage=1).items()})
 
     def evidence(self, x, k):
-        "@eq-evidence for every kind in every cell, normalised over kinds: [B, H, V, rows, cols]."
+        """@eq-evidence for every kind in every cell, normalised over kinds:
+        [B, H, V, rows, cols]."""
         a = self.schedule.alpha_bar[k][..., None, None, None].float()
         match = torch.einsum('bhcxy,vc->bhvxy', x.float(), self.codes)
         size = self.codes.pow(2).sum(-1)[:, None, None]
-        return ((a.sqrt() * match - 0.5 * a * size) / (1 - a).clamp(min=1e-3)).log_softmax(2).clamp(min=-20)
+        return ((a.sqrt() * match - 0.5 * a * size)
+                / (1 - a).clamp(min=1e-3)).log_softmax(2).clamp(min=-20)
 
     def own(self, x, k):
-        "What tokens say of themselves: evidence [B, H, V, ...], features for the fields, level features."
+        """What tokens say of themselves: evidence [B, H, V, ...], features for the
+        fields, level features."""
         e, W = self.evidence(x, k), self.config.width
         bits = torch.cat([e / 5, e.exp(), x.float().clamp(-6, 6)], 2).flatten(0, 1)
         level = fourier(k / self.config.levels, 32, 4., 0.05)
@@ -306,13 +332,15 @@ class FieldParts(nn.Module):
 
 # %% ../nbs/12c_field.ipynb #12cf0003
 class FieldMessages(FieldParts):
-    "What is known at one moment, aged to another: from now on, and from a far future back."
+    """What is known at one moment, aged to another: from now on, and from a far future
+    back."""
     def merged(self, way, field, own):
         "A field to which a token has said what it is."
         return field + self.merge[way](torch.cat([field, own], 1))
 
     def blank(self, way, like):
-        return self.first[way][None, :, None, None].to(like).expand(len(like), -1, *like.shape[-2:])
+        return self.first[way][None, :, None, None].to(like).expand(
+            len(like), -1, *like.shape[-2:])
 
     def ages(self, way, field, fine, most):
         "The field after 0 to `most` steps: [most + 1, R, W, rows, cols]."
@@ -321,58 +349,73 @@ class FieldMessages(FieldParts):
         return torch.stack(out)
 
     def most(self, steps):
-        "The longest of whole numbers; on an accelerator, which should not be asked, the longest there is."
+        """The longest of whole numbers; on an accelerator, which should not be asked,
+        the longest there is."""
         return int(steps.max()) if steps.device.type == 'cpu' else self.longest
 
     def later(self, way, field, fine, gap):
-        "Of each row the field `gap` steps on; gap a whole number for all, or int64 [R]."
+        """Of each row the field `gap` steps on; gap a whole number for all,
+        or int64 [R]."""
         if isinstance(gap, int):
             for _ in range(gap): field = self.age[way](field, fine)
             return field
-        return self.ages(way, field, fine, self.most(gap))[gap, torch.arange(len(gap), device=gap.device)]
+        return self.ages(way, field, fine, self.most(gap))[
+            gap, torch.arange(len(gap), device=gap.device)]
 
     def fields(self, own, times, scene, gaps):
-        "What all tokens before, and all after, say at each token that is read: two [B, R, W, rows, cols]."
+        """What all tokens before, and all after, say at each token that is read:
+        two [B, R, W, rows, cols]."""
         B, R = own.shape[:2]
         step, H = times.round().long(), times.shape[1]
-        gap = [step[:, i + 1] - step[:, i] if gaps is None else gaps[i] for i in range(H - 1)]
-        b, i, a = len(scene.fine), torch.arange(B, device=own.device), int(scene.futures is not None)
+        gap = [step[:, i + 1] - step[:, i] if gaps is None else gaps[i]
+               for i in range(H - 1)]
+        b, i, a = (len(scene.fine), torch.arange(B, device=own.device),
+                   int(scene.futures is not None))
         fine = scene.fine.repeat_interleave(B // b, 0)
         before = [scene.futures[gap[0], i // (B // b)] if a else self.blank(0, fine)]
         for j in range(1, R):
-            before.append(self.later(0, self.merged(0, before[-1], own[:, j - 1]), fine, gap[a + j - 1]))
-        after = [self.blank(1, fine) if scene.pasts is None else scene.pasts[gap[-1], scene.whose]]
+            before.append(self.later(
+                0, self.merged(0, before[-1], own[:, j - 1]), fine, gap[a + j - 1]))
+        after = [self.blank(1, fine) if scene.pasts is None
+                 else scene.pasts[gap[-1], scene.whose]]
         for j in range(R - 2, -1, -1):
-            after.append(self.later(1, self.merged(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
+            after.append(self.later(
+                1, self.merged(1, after[-1], own[:, j + 1]), fine, gap[a + j]))
         return torch.stack(before, 1), torch.stack(after[::-1], 1)
 
     def prepare_now(self, z0, scene, most: int = None) -> FieldScene:
-        "What one who stands at clean z0 [b, C, rows, cols] can say of every later moment."
+        """What one who stands at clean z0 [b, C, rows, cols] can say of every later
+        moment."""
         fine = self.see(scene)
-        own = self.own(z0[:, None], torch.zeros(len(z0), 1, dtype=torch.long, device=z0.device))[1][:, 0]
+        own = self.own(z0[:, None], torch.zeros(
+            len(z0), 1, dtype=torch.long, device=z0.device))[1][:, 0]
         now = self.merged(0, self.blank(0, fine), own)
         return FieldScene(scene, fine, self.ages(0, now, fine, most or self.longest))
 
     def prepare_way(self, far, n, config, scene) -> FieldScene:
-        """The same for those on their way to clean far tokens [B, C, rows, cols], which stay as they are.
+        """The same for those on their way to clean far tokens [B, C, rows, cols], which
+        stay as they are.
 
         Several ways often lead to the same one, which is then aged once."""
         row = torch.arange(len(far), device=far.device) // (len(far) // len(scene.fine))
         own, whose = each_once(torch.cat([far.flatten(1), row[:, None].to(far)], 1))
         far, fine = far[own], scene.fine[row[own]]
         level = torch.zeros(len(far), 1, dtype=torch.long, device=far.device)
-        then = self.merged(1, self.blank(1, fine), self.own(far[:, None], level)[1][:, 0])
+        then = self.merged(1, self.blank(1, fine),
+                           self.own(far[:, None], level)[1][:, 0])
         return scene._replace(pasts=self.ages(1, then, fine, self.most(n)), whose=whose)
 
 # %% ../nbs/12c_field.ipynb #12cf0005
 class FieldQuestions(FieldMessages):
     "When could one be there? Asked of a denoiser that `read`s."
     def kinds_of(self, z):
-        "The kind of every cell of tokens [B, N, C, rows, cols]: int64 [B, N, 1, rows, cols]."
+        """The kind of every cell of tokens [B, N, C, rows, cols]:
+        int64 [B, N, 1, rows, cols]."""
         return torch.einsum('bncxy,vc->bnvxy', z, self.codes).argmax(2, keepdim=True)
 
     def blind(self, z0, steps, scene):
-        "Log-shares of kinds [R, V, rows, cols], `steps` [R] after z0 [R, ...], before anything is known of that token."
+        """Log-shares of kinds [R, V, rows, cols], `steps` [R] after z0 [R, ...], before
+        anything is known of that token."""
         x = torch.stack([z0, torch.zeros_like(z0)], 1)
         times = torch.stack([torch.zeros_like(steps), steps], 1)
         k = torch.zeros_like(times).long(); k[:, 1] = self.schedule.K
@@ -380,55 +423,68 @@ class FieldQuestions(FieldMessages):
 
     @torch.no_grad()
     def chance_from(self, z, far, steps):
-        """How likely pictures far [B, C, rows, cols] are, int64 `steps` [B] after pictures z [B, ...]: [B], in nats.
+        """How likely pictures far [B, C, rows, cols] are, int64 `steps` [B] after
+        pictures z [B, ...]: [B], in nats.
 
-        As if z were seen now, and nothing before it. Zero, for all alike, where no step is left."""
+        As if z were seen now, and nothing before it. Zero, for all alike, where no step
+        is left."""
         kinds = self.kinds_of(torch.stack([z, far], 1))  # [B, 2, 1, rows, cols]
         own, back = each_once(torch.cat([kinds.flatten(1), steps[:, None]], 1))
         kinds, left = kinds[own], steps[own].clamp(1, self.longest)
         z = self.codes[kinds[:, 0, 0]].movedim(-1, 1).to(z)
-        log = self.blind(z, left.to(z), self.prepare_now(z, z, self.most(left))).gather(1, kinds[:, 1])
+        log = self.blind(z, left.to(z), self.prepare_now(z, z, self.most(left))).gather(
+            1, kinds[:, 1])
         return log.flatten(1).sum(1).where(steps[own] > 0, 0.)[back]
 
     @torch.no_grad()
     def arrivals(self, z0, far, scene, chunk: int = 8):
-        """How likely the pictures far [B, N, C, rows, cols] are after 1 to `longest` steps, before anything is known
-        of them: log-likelihoods [B, N, longest], cells taken one by one."""
+        """How likely the pictures far [B, N, C, rows, cols] are after 1 to `longest`
+        steps, before anything is known of them: log-likelihoods [B, N, longest], cells
+        taken one by one."""
         kinds, out = self.kinds_of(far.to(z0)), []
         for steps in torch.arange(1., self.longest + 1, device=z0.device).split(chunk):
             n, B = len(steps), len(z0)
-            share = self.blind(z0.repeat_interleave(n, 0), steps.repeat(B), scene).unflatten(0, (B, n))
-            log = [share.gather(2, kinds[:, i:i + 1].expand(-1, n, -1, -1, -1)) for i in range(far.shape[1])]
+            share = self.blind(
+                z0.repeat_interleave(n, 0), steps.repeat(B), scene).unflatten(0, (B, n))
+            log = [share.gather(2, kinds[:, i:i + 1].expand(-1, n, -1, -1, -1))
+                   for i in range(far.shape[1])]
             out.append(torch.stack([t.flatten(2).sum(2) for t in log], 1))
         return torch.cat(out, 2)
 
     @torch.no_grad()
     def steps_between(self, z0, far, scene, rounds: int = 2):
-        """In how many steps one could first be there: far [B, N, C, rows, cols] -> [B, N].
+        """In how many steps one could first be there:
+        far [B, N, C, rows, cols] -> [B, N].
 
-        The head knows best about a token that stands a little later than its first passage, so it is
-        asked again there."""
+        The head knows best about a token that stands a little later than its first
+        passage, so it is asked again there."""
         B, N = far.shape[:2]
         x = torch.stack([z0.repeat_interleave(N, 0), far.flatten(0, 1)], 1)
         steps = x.new_full((B * N,), float(self.longest))
         for _ in range(1 + rounds):
             times = torch.stack([torch.zeros_like(steps), steps.round()], 1)
-            said = self(x, torch.zeros_like(times).long(), times, scene).heads['passage'][:, 1, 0]
+            said = self(x, torch.zeros_like(times).long(), times,
+                        scene).heads['passage'][:, 1, 0]
             found = steps_said(said)
             steps = (found + 2).clamp(1, self.longest)
         return found.clamp(1, self.longest).view(B, N)
 
 # %% ../nbs/12c_field.ipynb #784823fa
 class FieldDenoiser(FieldQuestions):
-    "A denoiser of maps whose depth is time. Tokens of one scene share their first token, now."
+    """A denoiser of maps whose depth is time.
+
+    Tokens of one scene share their first token, now."""
     def read(self, x, k, times, scene, gaps=None) -> tuple:
-        "Log-shares of kinds [B, R, V, rows, cols], features for the heads, and columns a to z that were read."
+        """Log-shares of kinds [B, R, V, rows, cols], features for the heads, and
+        columns a to z that were read."""
         B, H = k.shape
         a, z = int(scene.futures is not None), H - int(scene.pasts is not None)
-        evidence, own, mine, level = self.own(x[:, a:z], k[:, a:z])  # the others have been heard
+        # the others have been heard
+        evidence, own, mine, level = self.own(x[:, a:z], k[:, a:z])
         before, after = self.fields(own, times, scene, gaps)
         cut = lambda t: t.flatten(0, 1)
-        fine = scene.fine.repeat_interleave(B // len(scene.fine), 0).repeat_interleave(z - a, 0)
+        fine = scene.fine.repeat_interleave(
+            B // len(scene.fine), 0).repeat_interleave(z - a, 0)
         h = self.mix(torch.cat([cut(before), cut(after), cut(own + mine), fine], 1))
         for think, compete in zip(self.think, self.compete):
             h, total = compete(think(h, fine), cut(evidence))
@@ -440,14 +496,17 @@ class FieldDenoiser(FieldQuestions):
     def forward(self, x, k, times, scene, gaps: tuple = None) -> Prediction:
         """gaps: H - 1 whole numbers, if the tokens of all rows stand equally far apart.
 
-        Tokens that are known to stay as they are (see `prepare_now`, `prepare_way`) are not read."""
+        Tokens that are known to stay as they are (see `prepare_now`, `prepare_way`) are
+        not read."""
         if not isinstance(scene, FieldScene): scene = FieldScene(scene, self.see(scene))
         logits, seen, a, z = self.read(x, k, times, scene, gaps)
         x0 = torch.einsum('brvxy,vc->brcxy', logits.softmax(2), self.codes)
         heads = {n: head(seen).float() for n, head in self.heads.items()}
         if z - a == k.shape[1]: return Prediction(x0, heads | dict(logits=logits))
-        whole = lambda t: torch.cat([t[:, :1]] * a + [t] + [t[:, -1:]] * (k.shape[1] - z), 1)
-        return Prediction(torch.cat([x[:, :a], x0.to(x), x[:, z:]], 1), {n: whole(t) for n, t in heads.items()})
+        whole = lambda t: torch.cat(
+            [t[:, :1]] * a + [t] + [t[:, -1:]] * (k.shape[1] - z), 1)
+        return Prediction(torch.cat([x[:, :a], x0.to(x), x[:, z:]], 1),
+                          {n: whole(t) for n, t in heads.items()})
 
 # %% ../nbs/12c_field.ipynb #12cf0007
 def each_once(rows):
@@ -473,26 +532,31 @@ class FieldBatches:
         longest: int,            # steps to the farthest token
         grow: int = 1000,        # training steps until tokens stand that far
         tokens: int = 6,
-        size: int = 32,          # windows of more than three tokens; twice as many of fewer
+        size: int = 32,      # windows of more than three tokens; twice as many of fewer
         device='cpu',
-        ending: float = 0.,      # share of windows that are drawn to come to an episode's end
+        ending: float = 0.,      # share of windows drawn to come to an episode's end
     ):
-        self.longest, self.grow, self.tokens, self.size, self.ending = longest, grow, tokens, size, ending
+        self.longest, self.grow, self.tokens, self.size, self.ending = (
+            longest, grow, tokens, size, ending)
         self.device = torch.device(device)
-        parts = np.array_split(data.observation, max(1, len(data.observation) // 20_000))
+        parts = np.array_split(data.observation,
+                               max(1, len(data.observation) // 20_000))
         put = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(self.device)
         self.index = torch.cat([world.index(put(o)).to(torch.uint8) for o in parts])
         self.name = torch.cat([picture_names(i) for i in self.index.split(20_000)])
         episode = np.repeat(np.arange(len(data)), data.length)
-        self.episode, self.start = put(episode), put(np.arange(len(episode)) - data.action_start[episode])
-        self.observation_start, self.action_start = put(data.observation_start), put(data.action_start)
+        self.episode, self.start = (
+            put(episode), put(np.arange(len(episode)) - data.action_start[episode]))
+        self.observation_start, self.action_start = (
+            put(data.observation_start), put(data.action_start))
         self.length, self.ends = put(data.length.astype(np.int64)), put(data.terminated)
         self.good, self.action = put(good), put(data.action)
         self.ending_ones = self.ends.nonzero()[:, 0]  # of the episodes
 
     def reach(self, step) -> int:
         "How far a batch looks."
-        return max(3, round(self.longest * min(1., (step + 1) / max(self.grow, 1)) ** 1.2))
+        return max(3, round(
+            self.longest * min(1., (step + 1) / max(self.grow, 1)) ** 1.2))
 
     def __call__(self, step, generator):
         far = min(self.longest, self.reach(step))
@@ -501,24 +565,28 @@ class FieldBatches:
         offsets = field_offsets(tokens, far, generator)
         many = self.size * (2 if len(offsets) <= 3 else 1)
         pick = torch.randint(0, len(self.episode), (many,), generator=generator)
-        return self.window(offsets, self.to_ends(pick, offsets[-1], generator) if self.ending else pick)
+        return self.window(offsets, self.to_ends(pick, offsets[-1], generator)
+                           if self.ending else pick)
 
     def to_ends(self, pick, far, generator):
-        """A share `ending` of moments is put where an episode is ended by its environment within `far` steps.
+        """A share `ending` of moments is put where an episode is ended by its
+        environment within `far` steps.
 
-        Such an end may come soon or late in a window alike. How likely ends are is overstated, so that they may seem
-        nearer than they are."""
+        Such an end may come soon or late in a window alike. How likely ends are is
+        overstated, so that they may seem nearer than they are."""
         draw = lambda: torch.rand(len(pick), generator=generator).to(self.device)
         e = self.ending_ones[(draw() * len(self.ending_ones)).long()]
         left = (far * draw()).long().minimum(self.length[e] - 1)
         pick = pick.to(self.device)
-        return torch.where(draw() < self.ending, self.action_start[e] + self.length[e] - 1 - left, pick)
+        return torch.where(draw() < self.ending,
+                           self.action_start[e] + self.length[e] - 1 - left, pick)
 
     def window(self, offsets: tuple, pick) -> dict:
         "Tokens at these offsets from the picked moments."
         pick, off = pick.to(self.device), torch.tensor(offsets, device=self.device)
         e, s = self.episode[pick], self.start[pick]
-        end, ends, first = self.length[e][:, None], self.ends[e][:, None], self.observation_start[e][:, None]
+        end, ends, first = (self.length[e][:, None], self.ends[e][:, None],
+                            self.observation_start[e][:, None])
         time = s[:, None] + off
         over, at = time >= end, torch.minimum(time, end)
         acts = self.action[self.action_start[e][:, None] + at.clamp(max=end - 1)]
@@ -527,24 +595,30 @@ class FieldBatches:
         passed = self.name[first + torch.minimum(s[:, None] + steps, end)]
         same = passed[:, None] == self.name[first + at][..., None]
         return dict(
-            index=self.index[first + at].long(), times=off.float().expand(time.shape), action=acts,
-            gaps=tuple(b - a for a, b in zip(offsets, offsets[1:])),
-            valid=((time <= end) | ends).float(), reward=(over & self.good[e][:, None]).float(),
+            index=self.index[first + at].long(), times=off.float().expand(time.shape),
+            action=acts, gaps=tuple(b - a for a, b in zip(offsets, offsets[1:])),
+            valid=((time <= end) | ends).float(),
+            reward=(over & self.good[e][:, None]).float(),
             termination=(over & ends).float(), first=(same.int().argmax(2) + 1).float())
 
 # %% ../nbs/12c_field.ipynb #12cf0012
 class FieldLoss:
-    "Nats of every cell, and every head on every token at every level. The world is frozen."
+    """Nats of every cell, and every head on every token at every level.
+
+    The world is frozen."""
     def __init__(self, world: SymbolWorld): self.world = world
 
     def __call__(self, model, batch, generator) -> dict:
-        net, index, valid = getattr(model, 'module', model), batch['index'], batch['valid']
+        net, index, valid = (
+            getattr(model, 'module', model), batch['index'], batch['valid'])
         z, K = self.world.embed(index), net.schedule.K
         k = torch.where(valid > 0, forcing_levels(*valid.shape, K, generator), K)
         noise = torch.randn(z.shape, generator=generator, device=z.device)
-        p = model(add_noise(net.schedule, z, k, noise), k, batch['times'], z[:, 0], batch['gaps'])
+        p = model(add_noise(net.schedule, z, k, noise), k, batch['times'], z[:, 0],
+                  batch['gaps'])
         mean = lambda error, w: (error * w).sum() / w.sum().clamp(min=1)
-        nats = F.cross_entropy(p.heads['logits'].flatten(0, 1), index.flatten(0, 1), reduction='none')
+        nats = F.cross_entropy(p.heads['logits'].flatten(0, 1), index.flatten(0, 1),
+                               reduction='none')
         nats = nats.flatten(1).sum(1).view(valid.shape)
         says = lambda name: mean(F.binary_cross_entropy_with_logits(
             p.heads[name][..., 0], batch[name], reduction='none'), valid)

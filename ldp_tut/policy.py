@@ -194,7 +194,8 @@ class Policy(nn.Module):
         seeds=0,      # an integer for each row, or the first of consecutive ones
     ) -> torch.Tensor:   # actions [B, Tp, A]; `config.fresh` are those to execute
         "In the data's own units. Raises `ValueError` for a history that is too short."
-        known = self.see(check_history(history, self.config).to(self.see.centre)).flatten(1)
+        known = self.see(
+            check_history(history, self.config).to(self.see.centre)).flatten(1)
         return self.do.inverse(self.propose(known, check_seeds(seeds, len(known))))
 
     def forward(self, batch, generator):
@@ -212,8 +213,7 @@ class RegressionPolicy(Policy):
     "The mean of what was done: one answer, trained on its squared error."
     def __init__(self, config: PolicyConfig, see: Normaliser = None,
                  do: Normaliser = None):
-        super().__init__(config, see, do)
-        c = config
+        super().__init__(config, see, do); c = config
         self.net = perceptron(c.To * c.obs_dim, c.width, c.Tp * c.action_dim, c.depth)
 
     def propose(self, known, seeds):
@@ -291,7 +291,7 @@ def play_detour(
     steps: int = 80,
     seed: int = 1000,
     places: bool = False,   # are its actions places to be at, not displacements?
-) -> dict:              # paths [n, steps+1, 2]; who won, hit, stuck [n]; above, of those
+) -> dict:             # paths [n, steps+1, 2]; who won, hit, stuck [n]; above, of those
     "Let a policy play at the fork. Stuck: it never left the start."
     world, agent = Detour(n, seed), Receding(policy, Ta, seed)
     path = [world.at]
@@ -303,9 +303,7 @@ def play_detour(
     above = (world.highest > 0)[world.won]
     return dict(path=path, won=world.won, hit=world.hit, stuck=stuck, above=above)
 
-def share_interval(
-    good: int, n: int,
-) -> tuple:             # low, high
+def share_interval(good: int, n: int) -> tuple:   # low, high
     "Wilson's 95 % interval of a share."
     if not n: return 0., 1.
     z2, p = 1.96 ** 2, good / n
@@ -416,7 +414,8 @@ class FilmPerceptron(nn.Module):
     def encode(self, known): return self.history(known)
 
     def forward(self, x, k, code):  # as of `FilmUNet`
-        condition, h = F.silu(self.level(one_level(k)) + code), self.first_layer(x.flatten(1))
+        condition, h = (F.silu(self.level(one_level(k)) + code),
+                        self.first_layer(x.flatten(1)))
         for film, layer in zip(self.film, self.layers):
             scale, shift = film(condition).chunk(2, 1)
             h = h + (1 + scale) * layer(h) + shift
@@ -519,7 +518,8 @@ def load_policy(path) -> Policy:
 
 # %% ../nbs/10_policy.ipynb #p00000a6
 def policy_rows(task: str) -> list:
-    "The rows of `policy.csv` of one task, such as 'fork' or 'pusht'; numbers as floats."
+    """The rows of `policy.csv` of one task, such as 'fork' or 'pusht';
+    numbers as floats."""
     with asset('policy.csv').open() as f: rows = [r for r in csv.DictReader(f)]
     text = ('task', 'policy')
     return [{k: v if k in text else float(v or 'nan') for k, v in r.items()}

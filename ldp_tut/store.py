@@ -374,7 +374,8 @@ def load_data(
     where: str,  # a folder of `.npz` episodes, a trajectory store, or 'minari:ID'
 ) -> tuple:      # `Trajectories`; the id of their environment, None where nobody says
     "Data by their address. `ValueError` for what is not there or cannot be read."
-    if where.startswith('minari:'): data, env_id = from_local_minari(where[len('minari:'):])
+    if where.startswith('minari:'):
+        data, env_id = from_local_minari(where[len('minari:'):])
     else: data, env_id = from_store_or_folder(check_there(Path(where)))
     return check_no_rooms(where, data), env_id
 

@@ -40,7 +40,9 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model):
-        "One step. Early on the decay is small, so that the first weights do not stay in it."
+        """One step.
+
+        Early on the decay is small, so that the first weights do not stay in it."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         mine, theirs = [], []
@@ -65,7 +67,7 @@ class TrainConfig:
     final_lr: float = 0.05    # share of the peak left at the end of the cosine
     weight_decay: float = 0.01
     clip: float = 1.0         # longest gradient; 0: gradients are not clipped
-    leap: float = 0.          # leave out steps whose gradient is so many times longer than usual; 0: none
+    leap: float = 0.          # skip steps of so many times the usual gradient; 0: none
     ema: float = 0.999        # decay of the averaged weights
     seed: int = 0             # of batches and noise
     save_every: int = 500     # steps between resumable checkpoints
@@ -98,33 +100,46 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def pick_device(
     name: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 ) -> torch.device:
-    "CUDA when there is one, then Apple's MPS, then the CPU. Raises `ValueError` for a device that is not here."
-    found = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    if name == 'auto': return torch.device(next(kind for kind, here in found.items() if here))
+    """CUDA when there is one, then Apple's MPS, then the CPU.
+
+    Raises `ValueError` for a device that is not here."""
+    found = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(),
+                 cpu=True)
+    if name == 'auto':
+        return torch.device(next(kind for kind, here in found.items() if here))
     try: device = torch.device(name)
-    except RuntimeError: raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or mps") from None
+    except RuntimeError:
+        raise ValueError(
+            f"unknown device {name!r}: use auto, cpu, cuda or mps") from None
     here = found.get(device.type, False)
-    if device.type == 'cuda' and device.index is not None: here = here and device.index < torch.cuda.device_count()
-    if not here: raise ValueError(f'device {name!r} is not available on this machine; use auto or cpu')
+    if device.type == 'cuda' and device.index is not None:
+        here = here and device.index < torch.cuda.device_count()
+    if not here:
+        raise ValueError(f'device {name!r} is not available on this machine; '
+                         'use auto or cpu')
     return device
 
 # %% ../nbs/06_training.ipynb #b4d8e7f9
 def fingerprint(*data) -> str:
     """Sixteen hexadecimal digits that change with any number in what is given.
 
-    Tensors, arrays, and dicts, lists and dataclasses of them; `TypeError` for anything else."""
+    Tensors, arrays, and dicts, lists and dataclasses of them; `TypeError` for anything
+    else."""
     digest = hashlib.sha256()
     def add(x):
         if isinstance(x, torch.Tensor):
             digest.update(f'{x.dtype}{list(x.shape)}'.encode())
             digest.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        elif hasattr(x, 'dtype'): add([str(x.dtype), list(x.shape)]); digest.update(x.tobytes())
+        elif hasattr(x, 'dtype'):
+            add([str(x.dtype), list(x.shape)]); digest.update(x.tobytes())
         elif isinstance(x, dict):
             for name in sorted(x): add(name); add(x[name])
         elif is_dataclass(x): add({f.name: getattr(x, f.name) for f in fields(x)})
         elif isinstance(x, (list, tuple)): digest.update(b'['); [add(y) for y in x]
-        elif x is None or isinstance(x, (str, bytes, int, float)): digest.update(repr(x).encode() + b',')
-        else: raise TypeError(f'no fingerprint of a {type(x).__name__}: give tensors or arrays')
+        elif x is None or isinstance(x, (str, bytes, int, float)):
+            digest.update(repr(x).encode() + b',')
+        else: raise TypeError(f'no fingerprint of a {type(x).__name__}: '
+                              'give tensors or arrays')
     add(data)
     return digest.hexdigest()[:16]
 
@@ -133,7 +148,8 @@ def differences(
     then: dict,   # what a card says
     now: dict,    # what is asked for
 ) -> list:        # of 'name=value, not value'
-    "What differs between two descriptions, one entry for each name; dicts inside are compared name by name."
+    """What differs between two descriptions, one entry for each name; dicts inside are
+    compared name by name."""
     out = []
     for name in [*then, *(n for n in now if n not in then)]:
         old, new = (d.get(name, 'nothing') for d in (then, now))
@@ -173,17 +189,20 @@ def _check_same_run(path, then, now):
     if then.get('kind') != 'training run':
         raise CheckpointError(f'{path} is not a training run that can be resumed '
                               f'(it is a {then.get("kind")!r})')
-    free = {'save_every', 'compile', 'start_from'}  # the last one is compared by what is in it
+    # the last one is compared by what is in it
+    free = {'save_every', 'compile', 'start_from'}
     if _extends(then, now): free.add('steps')
     config = lambda card: {n: v for n, v in card['config'].items() if n not in free}
     begun = lambda card: dict(started_from=card.get('started_from', {}))
     recipe = lambda card: card.get('recipe', {})
-    differ = [d for part in (config, begun, recipe) for d in differences(part(then), part(now))]
+    differ = [d for part in (config, begun, recipe)
+              for d in differences(part(then), part(now))]
     if differ:
         more = ' (more steps are for a run that is finished)'
-        raise CheckpointError(f'{path} was trained with {"; ".join(dict.fromkeys(differ))}: '
-                              'choose another path or the same settings'
-                              + more * any(d.startswith('steps=') for d in differ))
+        raise CheckpointError(
+            f'{path} was trained with {"; ".join(dict.fromkeys(differ))}: '
+            'choose another path or the same settings'
+            + more * any(d.startswith('steps=') for d in differ))
 
 # %% ../nbs/06_training.ipynb #ad0c2d08
 def _save_run(path, model, ema, optimiser, card):
@@ -196,7 +215,8 @@ def _save_run(path, model, ema, optimiser, card):
 
 def _run_bytes(model):
     "The size of that file: weights and average, and two moments of what is trained."
-    weights, trained = model.state_dict().values(), [p for p in model.parameters() if p.requires_grad]
+    weights, trained = (model.state_dict().values(),
+                        [p for p in model.parameters() if p.requires_grad])
     return 2 * sum(t.nbytes for t in [*weights, *trained])
 
 def _part(tensors, prefix):
@@ -208,18 +228,22 @@ def _resume(path, card, model, ema, optimiser):
     _check_same_run(path, then, card)
     load_weights(model, _part(tensors, 'model.'), path)
     ema.steps = then['ema_steps']
-    ema.average = {n: t.to(ema.average[n].device) for n, t in _part(tensors, 'ema.').items()}
+    ema.average = {n: t.to(ema.average[n].device)
+                   for n, t in _part(tensors, 'ema.').items()}
     state = {}
     for n, t in _part(tensors, 'optimiser.').items():
         i, _, name = n.partition('.')
         state.setdefault(int(i), {})[name] = t
-    optimiser.load_state_dict(dict(state=state, param_groups=optimiser.state_dict()['param_groups']))
+    optimiser.load_state_dict(
+        dict(state=state, param_groups=optimiser.state_dict()['param_groups']))
     if _extends(then, card):
-        then['extended'] = [*then.get('extended', []), dict(after=then['step'], to=card['config']['steps'])]
+        then['extended'] = [*then.get('extended', []),
+                            dict(after=then['step'], to=card['config']['steps'])]
     return then | dict(config=card['config'])
 
 def _begin(path, card, model, ema, optimiser):
-    "The run's card, after what it begins with is loaded: a run to resume, another's weights, or nothing."
+    """The run's card, after what it begins with is loaded: a run to resume, another's
+    weights, or nothing."""
     if path and path.exists(): return _resume(path, card, model, ema, optimiser)
     if start := card['config']['start_from']:
         tensors, theirs = load_checkpoint(start)
@@ -230,22 +254,27 @@ def _begin(path, card, model, ema, optimiser):
 
 # %% ../nbs/06_training.ipynb #9beb86f8
 class NonFiniteLoss(RuntimeError):
-    "Training met NaN or infinity and stopped; the last good checkpoint is where the message says."
+    """Training met NaN or infinity and stopped; the last good checkpoint is where the
+    message says."""
 
 def _where(step, path, saved):
     "What somebody needs to know when a run stops here."
     kept = 'nothing was saved yet' if path else 'nothing was saved: pass path='
     if saved: kept = f'the last good checkpoint is {path} (step {saved})'
-    return (f'at step {step}; {kept}. Repair the batch and go on, or lower the learning rate '
-            'and start again at another path')
+    return (f'at step {step}; {kept}. Repair the batch and go on, or lower the '
+            'learning rate and start again at another path')
 
 def _sources(config, step, accelerator):
-    "Two generators, for batches (CPU) and for noise (device), that depend on the seed, the step and the process alone."
+    """Two generators, for batches (CPU) and for noise (device), that depend on the
+    seed, the step and the process alone."""
     seed = (config.seed * 1_000_003 + step) * 64 + accelerator.process_index
-    return torch.Generator().manual_seed(seed), torch.Generator(accelerator.device).manual_seed(seed + 32)
+    return (torch.Generator().manual_seed(seed),
+            torch.Generator(accelerator.device).manual_seed(seed + 32))
 
-def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, config, card, where):
-    """One optimiser step; returns the parts of the loss, or raises `NonFiniteLoss` before any weight is touched.
+def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, config,
+            card, where):
+    """One optimiser step; returns the parts of the loss, or raises `NonFiniteLoss`
+    before any weight is touched.
 
     The usual length of a gradient is a running mean, kept in the card."""
     with autocast: parts = loss_fn(model, batch, noise)
@@ -257,8 +286,10 @@ def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, conf
     seen = [loss.detach(), torch.as_tensor(norm), *(p.detach() for p in parts.values())]
     values = torch.stack([x.float() for x in seen]).tolist()  # one wait for the device
     if not all(map(math.isfinite, values[:2])):
-        raise NonFiniteLoss(f'loss {values[0]} with gradient norm {values[1]:.3g} {where}')
-    said = dict(loss=values[0], **(dict(zip(parts, values[2:])) if len(parts) > 1 else {}))
+        raise NonFiniteLoss(
+            f'loss {values[0]} with gradient norm {values[1]:.3g} {where}')
+    said = dict(loss=values[0],
+                **(dict(zip(parts, values[2:])) if len(parts) > 1 else {}))
     if config.leap:
         usual = card.get('usual', values[1])
         card['usual'] = 0.98 * usual + 0.02 * min(values[1], config.leap * usual)
@@ -271,7 +302,8 @@ def _accelerator(device, config, track):
     "Accelerate, on this device and no other, with its trackers told what is trained."
     # accelerate trains on the current device
     if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)
-    accelerator = Accelerator(cpu=device.type == 'cpu', log_with=track.tracker, project_dir=track.folder)
+    accelerator = Accelerator(cpu=device.type == 'cpu', log_with=track.tracker,
+                              project_dir=track.folder)
     if accelerator.device.type != device.type:
         raise ValueError(f'this process has already trained on {accelerator.device}; '
                          f'start a new one to train on {device}')
@@ -281,23 +313,28 @@ def _accelerator(device, config, track):
 def fast_bf16(device: torch.device) -> bool:
     """Whether a device multiplies in bf16 with instructions made for it.
 
-    CUDA GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Any other only imitates it, and is many times slower than
-    in float32."""
-    if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = (getattr(torch.cpu, f'_is_{name}_supported', bool) for name in ('amx_tile', 'avx512_bf16'))
+    CUDA GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Any other only imitates it,
+    and is many times slower than in float32."""
+    if device.type == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = (getattr(torch.cpu, f'_is_{name}_supported', bool)
+           for name in ('amx_tile', 'avx512_bf16'))
     return device.type == 'cpu' and any(asked() for asked in has)
 
 def _precision(config, device):
     """The configuration with 'auto' decided, and the context to compute in.
 
-    So a run that began in bf16 is not resumed in float32. Ours: accelerate fixes its own once per process."""
+    So a run that began in bf16 is not resumed in float32. Ours: accelerate fixes its
+    own once per process."""
     precision = config.precision
-    if precision == 'auto': precision = 'bf16' if device.type == 'cuda' and fast_bf16(device) else 'no'
+    if precision == 'auto':
+        precision = 'bf16' if device.type == 'cuda' and fast_bf16(device) else 'no'
     context = torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16')
     return replace(config, precision=precision), context
 
 def _to_device(batch, device):
-    "Tensors inside dicts, lists, tuples and named tuples, moved; anything else as it is."
+    """Tensors inside dicts, lists, tuples and named tuples, moved;
+    anything else as it is."""
     move = lambda x: _to_device(x, device)
     if isinstance(batch, torch.Tensor): return batch.to(device, non_blocking=True)
     if isinstance(batch, dict): return {n: move(v) for n, v in batch.items()}
@@ -314,7 +351,9 @@ class Tracking:
     every: int = 10         # steps
 
 class CSVTracker(GeneralTracker):
-    "One line per logged step: step, then the named values. For `fit(track=Tracking(CSVTracker(path)))`."
+    """One line per logged step: step, then the named values.
+
+    For `fit(track=Tracking(CSVTracker(path)))`."""
     name, requires_logging_directory = 'csv', False
 
     @on_main_process
@@ -325,7 +364,8 @@ class CSVTracker(GeneralTracker):
     def tracker(self): return self.path
 
     @on_main_process
-    def store_init_configuration(self, values: dict): self.path.parent.mkdir(parents=True, exist_ok=True)
+    def store_init_configuration(self, values: dict):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     @on_main_process
     def log(self, values: dict, step: int = None, **_):
@@ -333,7 +373,8 @@ class CSVTracker(GeneralTracker):
         new = not self.path.exists()
         with self.path.open('a') as f:
             if new: f.write(','.join(['step', *self.names]) + '\n')
-            f.write(','.join([str(step), *(f'{values[v]:.6g}' for v in self.names)]) + '\n')
+            f.write(','.join([str(step), *(f'{values[v]:.6g}' for v in self.names)])
+                    + '\n')
 
 # %% ../nbs/06_training.ipynb #f8b3c2d4
 class BatchStream:
@@ -343,11 +384,14 @@ class BatchStream:
         seed: int = 0,
         share: tuple = (0, 1),   # this process, and how many there are
     ):
-        if isinstance(source, (str, bytes, dict)) or hasattr(source, 'shape') or not hasattr(source, '__iter__'):
-            raise TypeError('batches must be a function (step, generator) -> batch, or an iterable of batches such as '
-                            f'a DataLoader, got a {type(source).__name__}')
+        if (isinstance(source, (str, bytes, dict)) or hasattr(source, 'shape')
+                or not hasattr(source, '__iter__')):
+            raise TypeError('batches must be a function (step, generator) -> batch, or '
+                            'an iterable of batches such as a DataLoader, '
+                            f'got a {type(source).__name__}')
         self.source, self.seed, self.share = source, seed, share
-        self.iterator, self.at, self.in_epoch = None, 0, 0  # batches drawn, in all and in this epoch
+        # batches drawn, in all and in this epoch
+        self.iterator, self.at, self.in_epoch = None, 0, 0
 
     def __call__(self, step: int, generator=None):
         want = step * self.share[1] + self.share[0]
@@ -362,15 +406,18 @@ class BatchStream:
         if n: self.at = want // n * n
 
     def _draw(self):
-        "The next batch. Torch's global generator, which loaders shuffle by, is seeded for it and then put back."
+        """The next batch. Torch's global generator, which loaders shuffle by, is seeded
+        for it and then put back."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed * 1_000_003 + self.at)
             if self.iterator is None: self.iterator = iter(self.source)
             try: batch = next(self.iterator)
             except StopIteration:
                 if not self.in_epoch or isinstance(self.source, Iterator):
-                    raise ValueError(f'batches ended after {self.at}, and cannot be begun anew: give fewer steps, '
-                                     'a list, a DataLoader or a function') from None
+                    raise ValueError(
+                        f'batches ended after {self.at}, and cannot be begun anew: '
+                        'give fewer steps, a list, a DataLoader or a function'
+                    ) from None
                 self.iterator, self.in_epoch = iter(self.source), 0
                 batch = next(self.iterator)
         self.at, self.in_epoch = self.at + 1, self.in_epoch + 1
@@ -381,29 +428,32 @@ class BatchStream:
 class Run:
     "What `fit` gives back."
     model: nn.Module                             # with averaged weights loaded
-    history: list = field(default_factory=list)  # one dict per step: step, loss, seconds and the parts of the loss
+    # one dict per step: step, loss, seconds and the parts of the loss
+    history: list = field(default_factory=list)
     seconds: float = 0.                          # of this call and those before it
-    card: dict = field(default_factory=dict)     # steps, configuration, recipe, what it was extended by or started from
+    # steps, configuration, recipe, what it was extended by or started from
+    card: dict = field(default_factory=dict)
 
 # %% ../nbs/06_training.ipynb #2010a69e
 def fit(
     model: nn.Module,
-    loss_fn: Callable,               # (model, batch, generator) -> scalar loss, or a dict of parts to sum
-    batches,                         # (step, generator) -> batch, made on the CPU; or any iterable of batches
+    loss_fn: Callable,               # (model, batch, generator) -> loss, or its parts
+    batches,  # (step, generator) -> batch, made on the CPU; or any iterable of batches
     config: TrainConfig = TrainConfig(),
-    path=None,                       # resumable checkpoint (.safetensors); an existing one is continued
+    path=None,  # resumable checkpoint (.safetensors); an existing one is continued
     device: str = 'auto',
     progress: bool = True,           # tqdm bar with loss and time left
     stop_at: int = None,             # stop, and save, after this many steps in all
     track: Tracking = Tracking(),    # whom to tell of losses
-    recipe: dict = None,             # what else the run is made of; compared when it is resumed
+    recipe: dict = None,  # what else the run is made of; compared when it is resumed
 ) -> Run:
     """Train any model of this book, which is left with its averaged weights.
 
-    Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call spreads over GPUs.
-    Resuming is exact for losses that draw from the generator they are given; what they draw from torch's global one
-    (`nn.Dropout`, a bare `torch.randn`) is not remembered. `history` holds the steps of this call only. A finished run
-    called with more steps is extended."""
+    Raises `NonFiniteLoss`, `CheckpointError`; under `accelerate launch` the same call
+    spreads over GPUs. Resuming is exact for losses that draw from the generator they
+    are given; what they draw from torch's global one (`nn.Dropout`, a bare
+    `torch.randn`) is not remembered. `history` holds the steps of this call only.
+    A finished run called with more steps is extended."""
     device, recipe = pick_device(device), json.loads(card_text(recipe or {}))
     if path: path = check_checkpoint_path(path, _run_bytes(model))
     config, autocast = _precision(config, device)
@@ -411,27 +461,34 @@ def fit(
     share = accelerator.process_index, accelerator.num_processes
     if not callable(batches): batches = BatchStream(batches, config.seed, share)
     how = dict(lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    wrapped, optimiser = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), **how))
+    wrapped, optimiser = accelerator.prepare(
+        model, torch.optim.AdamW(model.parameters(), **how))
     ema = EMA(model, config.ema)
     card = _begin(path, _new_card(config, recipe), model, ema, optimiser)
     start, before, saved = card['step'], card['seconds'], card['step']
-    loss_fn, run = torch.compile(loss_fn) if config.compile else loss_fn, Run(model, card=card)
-    end, began = min(config.steps, config.steps if stop_at is None else stop_at), time.perf_counter()
-    bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train', mininterval=1., dynamic_ncols=True,
+    loss_fn, run = (torch.compile(loss_fn) if config.compile else loss_fn,
+                    Run(model, card=card))
+    end, began = (min(config.steps, config.steps if stop_at is None else stop_at),
+                  time.perf_counter())
+    bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train',
+               mininterval=1., dynamic_ncols=True,
                disable=None if progress and accelerator.is_main_process else True)
     for step in bar:
         source, noise = _sources(config, step, accelerator)
         for group in optimiser.param_groups: group['lr'] = learning_rate(step, config)
         batch = _to_device(batches(step, source), accelerator.device)
-        parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, batch, noise, config,
-                        card, _where(step, path, saved))
+        parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, batch,
+                        noise, config, card, _where(step, path, saved))
         ema.update(model)
         run.seconds = before + time.perf_counter() - began
-        run.history.append(dict(step=step, lr=learning_rate(step, config), seconds=run.seconds - before, **parts))
+        run.history.append(dict(step=step, lr=learning_rate(step, config),
+                                seconds=run.seconds - before, **parts))
         if step % 10 == 0: bar.set_postfix(loss=f"{parts['loss']:.4f}")
-        if track.tracker and step % track.every == 0: accelerator.log(dict(parts, lr=run.history[-1]['lr']), step=step)
+        if track.tracker and step % track.every == 0:
+            accelerator.log(dict(parts, lr=run.history[-1]['lr']), step=step)
         card.update(step=step + 1, seconds=run.seconds, ema_steps=ema.steps)
-        if path and accelerator.is_main_process and ((step + 1) % config.save_every == 0 or step + 1 == end):
+        if path and accelerator.is_main_process and (
+                (step + 1) % config.save_every == 0 or step + 1 == end):
             _save_run(path, model, ema, optimiser, card); saved = step + 1
     if track.tracker: accelerator.end_training()
     ema.copy_to(model)
