@@ -79,7 +79,8 @@ def asset(
     return Path(str(files('ldp_tut'))) / 'assets' / name
 
 # %% ../nbs/91_book.ipynb #06fb7553
-REPOSITORY, SITE = 'https://github.com/ldp-tut/ldp_tut', 'https://ldp-tut.github.io/ldp_tut'
+REPOSITORY, SITE = ('https://github.com/ldp-tut/ldp_tut',
+                    'https://ldp-tut.github.io/ldp_tut')
 
 def page_links(
     name: str,   # of the notebook file
@@ -87,34 +88,42 @@ def page_links(
     "Where to run, get and read a notebook, at this version's tag."
     at = f'v{__version__}/nbs/{name}'
     ours = REPOSITORY.split('/', 3)[3]
-    buttons = {'Open in Colab': f'https://colab.research.google.com/github/{ours}/blob/{at}',
-               'Download notebook': f'{REPOSITORY}/raw/{at}', 'View source': f'{REPOSITORY}/blob/{at}'}
+    buttons = {
+        'Open in Colab': f'https://colab.research.google.com/github/{ours}/blob/{at}',
+        'Download notebook': f'{REPOSITORY}/raw/{at}',
+        'View source': f'{REPOSITORY}/blob/{at}'}
     look = '{.btn .btn-outline-primary .btn-sm role="button"}'
     return ' '.join(f'[{text}]({url}){look}' for text, url in buttons.items())
 
 class PageHeader:
     """A `doc_procs` entry of nbdev, for what every page has.
 
-    It puts links and a box below a chapter's title, names on its folds, and its reference cards and how to cite it at
-    its end."""
+    It puts links and a box below a chapter's title, names on its folds, and its
+    reference cards and how to cite it at its end."""
     def __init__(self, nb): self.nb = nb
 
     def end(self):
         name = Path(self.nb.path_).name
         if name == 'index.ipynb': return
-        intro = next((c for c in self.nb.cells if c.cell_type == 'markdown' and '**It takes**' in c.source), None)
+        intro = next((c for c in self.nb.cells if c.cell_type == 'markdown'
+                      and '**It takes**' in c.source), None)
         pins = Path(self.nb.path_).resolve().parents[1] / 'constraints.txt'
         if intro: intro.source = boxed(intro.source, verified_with(pins))
-        first = next(c for c in self.nb.cells if c.cell_type == 'markdown' and not c.source.startswith('<!--'))
+        first = next(c for c in self.nb.cells if c.cell_type == 'markdown'
+                     and not c.source.startswith('<!--'))
         first.source = page_links(name) + '\n\n' + first.source
         for c in self.nb.cells:
-            c.source = without_private_links(named_fold(c.source) if c.cell_type == 'code' else c.source)
+            c.source = without_private_links(
+                named_fold(c.source) if c.cell_type == 'code' else c.source)
         gather_cards(self.nb)
-        if intro: self.nb.cells.append(_text_cell(type(first), cited(name, _title(self.nb))))
+        if intro:
+            self.nb.cells.append(_text_cell(type(first), cited(name, _title(self.nb))))
 
-def _text_cell(kind, source): return kind(0, dict(cell_type='markdown', metadata={}, source=source))
+def _text_cell(kind, source):
+    return kind(0, dict(cell_type='markdown', metadata={}, source=source))
 
-def _title(nb): return re.search(r'^title: (.*)$', nb.cells[0].source, flags=re.M)[1].strip('\'"')
+def _title(nb):
+    return re.search(r'^title: (.*)$', nb.cells[0].source, flags=re.M)[1].strip('\'"')
 
 # %% ../nbs/91_book.ipynb #0b32b521
 def verified_with(
@@ -133,8 +142,10 @@ def boxed(
 ) -> str:
     "The same, with what the chapter teaches, needs and costs in a box."
     before, teaches = text.split('**You will be able to**', 1)
-    teaches = teaches.replace('\n**You need**', '\n\n**You need**').replace(' **It takes**', '\n\n**It takes**')
-    tested = (f'**Last verified** with ldp_tut {__version__}{versions} by the tests of that release, on two CPU cores. '
+    teaches = (teaches.replace('\n**You need**', '\n\n**You need**')
+               .replace(' **It takes**', '\n\n**It takes**'))
+    tested = (f'**Last verified** with ldp_tut {__version__}{versions} by the tests of '
+              'that release, on two CPU cores. '
               'On a T4 or an H200 it has not been timed.')
     return (f'{before.strip()}\n\n::: {{.callout-note appearance="minimal"}}\n'
             f'**You will be able to**{teaches.rstrip()}\n\n{tested}\n:::\n')
@@ -147,10 +158,12 @@ def cited(
     "A folded BibTeX entry for one page."
     page = re.sub(r'^\d+[a-z]*_', '', Path(name).stem)
     entry = dict(title=f'{{{title}}}', author='{The ldp\\_tut authors}',
-                 howpublished=f'Chapter of {{ldp\\_tut: planning by denoising}}, version {__version__}',
+                 howpublished='Chapter of {ldp\\_tut: planning by denoising}, '
+                              f'version {__version__}',
                  url=f'{SITE}/{page}.html')
     fields = ',\n'.join(f'  {k} = {{{v}}}' for k, v in entry.items())
-    return ('::: {.callout-note appearance="minimal" collapse="true"}\n## Cite this chapter\n'
+    return ('::: {.callout-note appearance="minimal" collapse="true"}\n'
+            '## Cite this chapter\n'
             f'```bibtex\n@misc{{ldp_tut_{page},\n{fields}\n}}\n```\n:::\n')
 
 # %% ../nbs/91_book.ipynb #2c61d0fe
@@ -165,7 +178,8 @@ def named_fold(
         targets = node.targets if isinstance(node, ast.Assign) else [node]
         for target in targets: names += [n for n in _names(target) if n not in names]
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return source.replace(title, f'{title}: {", ".join(names[:3])}{more}') if names else source
+    return (source.replace(title, f'{title}: {", ".join(names[:3])}{more}')
+            if names else source)
 
 def _names(node):
     "What one statement, or one side of an assignment, names."
@@ -177,7 +191,9 @@ def without_private_links(
     text: str,   # markdown
 ) -> str:
     "The same, with plain code where nbdev made a link to a name that has no card."
-    return re.sub(rf'\[(`[^`\n]+`)\]\({re.escape(SITE)}/\w+\.html#(?:[\w.]*\.)?_[^)\s]*\)', r'\1', text)
+    return re.sub(
+        rf'\[(`[^`\n]+`)\]\({re.escape(SITE)}/\w+\.html#(?:[\w.]*\.)?_[^)\s]*\)',
+        r'\1', text)
 
 # %% ../nbs/91_book.ipynb #b7e4113d
 def tidy_card(
@@ -187,14 +203,16 @@ def tidy_card(
 ) -> str:
     "The same, as a reader would write it."
     signature, fence, says = card.partition('\n```\n\n')
-    signature = re.sub(r'^(#+) .*$', rf'\1 {name}', signature.replace('__main__.', ''), count=1, flags=re.M)
+    signature = re.sub(r'^(#+) .*$', rf'\1 {name}', signature.replace('__main__.', ''),
+                       count=1, flags=re.M)
     if is_class:
         signature = signature.replace('```python\ndef ', '```python\nclass ', 1)
         signature = re.sub(r'\)(?:->None)?:?(\n```)?$', r')\1', signature)
     first, *rest = says.split('\n')
     if first.startswith('*') and '*' in first[1:-1]:
         kept = r'(`[^`]*`|\$[^$]*\$)|(?<![\w*])\*(\w[^*]*\w|\w)\*(?![\w*])|\*'
-        first = '*' + re.sub(kept, lambda m: m[1] or (f'_{m[2]}_' if m[2] else r'\*'), first[1:-1]) + '*'
+        first = '*' + re.sub(
+            kept, lambda m: m[1] or (f'_{m[2]}_' if m[2] else r'\*'), first[1:-1]) + '*'
     return signature + fence + '\n'.join([first] + rest)
 
 def _is_class(name):
@@ -204,20 +222,23 @@ def _is_class(name):
 # %% ../nbs/91_book.ipynb #e928d826
 def gather_cards(nb):
     "Move nbdev's cards to a last section of their own."
-    is_card = lambda c: c.cell_type == 'code' and re.search(r'^show_doc\(', c.source, flags=re.M)
+    is_card = lambda c: (c.cell_type == 'code'
+                         and re.search(r'^show_doc\(', c.source, flags=re.M))
     cards = [c for c in nb.cells if is_card(c)]
     if not cards: return
     for c in cards:
         name = re.search(r'show_doc\(([\w.]+)', c.source)[1]
         for data in _shown(c, 'text/markdown'):
-            data['text/markdown'] = tidy_card(_join(data['text/markdown']), name, _is_class(name))
-    says = ('What this chapter exports. Symbols such as $k$, $H$ and $\\bar\\alpha$ are explained under '
-            '[notation](00_notation.ipynb).')
+            data['text/markdown'] = tidy_card(_join(data['text/markdown']), name,
+                                              _is_class(name))
+    says = ('What this chapter exports. Symbols such as $k$, $H$ and $\\bar\\alpha$ '
+            'are explained under [notation](00_notation.ipynb).')
     title = _text_cell(type(cards[0]), f'## Reference {{#reference}}\n\n{says}')
     nb.cells = [c for c in nb.cells if not is_card(c)] + [title] + cards
 
 def _shown(cell, kind):
-    "The outputs of a cell that come in one kind, such as 'text/html': their dicts of kinds."
+    """The outputs of a cell that come in one kind, such as 'text/html': their dicts of
+    kinds."""
     return [o['data'] for o in cell.get('outputs', []) if kind in o.get('data', {})]
 
 # %% ../nbs/91_book.ipynb #a2d1efee
@@ -228,20 +249,24 @@ def symbols() -> dict:
     index, found = import_module('ldp_tut._modidx').d['syms'], {}
     for module, names in index.items():
         if not names: continue
-        page = next(iter(names.values()))[0].split('#')[0]  # constants have no anchor of their own
-        found[module] = {n: names.get(f'{module}.{n}', [page])[0] for n in import_module(module).__all__}
+        # constants have no anchor of their own
+        page = next(iter(names.values()))[0].split('#')[0]
+        found[module] = {n: names.get(f'{module}.{n}', [page])[0]
+                         for n in import_module(module).__all__}
     return found
 
 # %% ../nbs/91_book.ipynb #8a8b8120
 def prepare(
     path,    # of a notebook
 ) -> dict:   # the notebook that Quarto would be given
-    "Run nbdev's processors over one notebook; raises what they raise, `ImportError` where nbdev is not installed."
+    """Run nbdev's processors over one notebook; raises what they raise, `ImportError`
+    where nbdev is not installed."""
     from fastcore.nbio import read_nb
     from nbdev.processors import FilterDefaults
     nb = read_nb(path)
     FilterDefaults()(nb)
-    plain = lambda c: dict(cell_type=c.cell_type, source=c.source, outputs=json.loads(json.dumps(c.get('outputs', []))))
+    plain = lambda c: dict(cell_type=c.cell_type, source=c.source,
+                           outputs=json.loads(json.dumps(c.get('outputs', []))))
     return dict(metadata=dict(nb.metadata), cells=[plain(c) for c in nb.cells])
 
 _join = lambda t: ''.join(t) if isinstance(t, list) else t
@@ -256,14 +281,17 @@ def prose(page: dict) -> str:
 
 def without_code(text: str) -> str:
     "Markdown less its fenced blocks and its inline code."
-    return re.sub(r'`[^`\n]*`', '', re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M))
+    return re.sub(r'`[^`\n]*`', '',
+                  re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M))
 
 # %% ../nbs/91_book.ipynb #da70a1d2
 def slug(
     heading: str,  # markdown, without the leading #
 ) -> str:
-    "The anchor pandoc makes of a heading: its words in small letters, joined by hyphens, from the first letter on."
-    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', re.sub(r'\s*\{[^}]*\}\s*$', '', heading)).lower()
+    """The anchor pandoc makes of a heading: its words in small letters, joined by
+    hyphens, from the first letter on."""
+    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1',
+                  re.sub(r'\s*\{[^}]*\}\s*$', '', heading)).lower()
     words = ''.join(c for c in text if c.isalnum() or c in '_-. ').split()
     return re.sub(r'^[\W\d_]+', '', '-'.join(words)) or 'section'
 
@@ -274,25 +302,34 @@ def anchors(
     found, times, exported = [], {}, [n for c in cells for n in _carded(c)]
     for c in cells:
         text = prose(dict(cells=[c]))
-        for heading in re.findall(r'^#+ +(.+)$', re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M), flags=re.M):
+        for heading in re.findall(
+                r'^#+ +(.+)$', re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M),
+                flags=re.M):
             if re.search(r'\{#[^}]*\}\s*$', heading): continue
             name = slug(heading)
             times[name] = times.get(name, -1) + 1
             found.append(f'{name}-{times[name]}' if times[name] else name)
         web = ''.join(_join(data['text/html']) for data in _shown(c, 'text/html'))
-        found += re.findall(r'\{#([\w:.-]+)', text) + re.findall(r'\bid="([^"]+)"', text + web)
-        if c['cell_type'] == 'code': found += re.findall(r'^#\| label: (\S+)', _join(c['source']), flags=re.M)
-    return set(found) | {slug(n) for n in exported} | ({'reference'} if exported else set())
+        found += (re.findall(r'\{#([\w:.-]+)', text)
+                  + re.findall(r'\bid="([^"]+)"', text + web))
+        if c['cell_type'] == 'code':
+            found += re.findall(r'^#\| label: (\S+)', _join(c['source']), flags=re.M)
+    return (set(found) | {slug(n) for n in exported}
+            | ({'reference'} if exported else set()))
 
 def _carded(cell):
-    "The names in one cell of a notebook that nbdev makes a card for: what it exports, and methods it patches in."
+    """The names in one cell of a notebook that nbdev makes a card for: what it exports,
+    and methods it patches in."""
     source = _join(cell['source'])
     says = lambda what: re.search(rf'^#\| *{what}\b', source, flags=re.M)
     if cell['cell_type'] != 'code' or not says('exports?') or says('hide'): return []
     public = lambda name: not name.startswith('_') or name.startswith('__')
-    defined = [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and public(n.name)]
-    names = lambda n: [getattr(getattr(d, 'func', d), 'id', '') for d in getattr(n, 'decorator_list', [])]
-    return [f'{n.args.args[0].annotation.id}.{n.name}' if 'patch' in names(n) else n.name for n in defined]
+    defined = [n for n in ast.parse(source).body
+               if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and public(n.name)]
+    names = lambda n: [getattr(getattr(d, 'func', d), 'id', '')
+                       for d in getattr(n, 'decorator_list', [])]
+    return [f'{n.args.args[0].annotation.id}.{n.name}' if 'patch' in names(n)
+            else n.name for n in defined]
 
 @lru_cache(maxsize=None)
 def _anchors_of(path, changed):
@@ -306,55 +343,76 @@ def bad_links(
 ) -> list:
     """Links that lead nowhere, and pictures without a description.
 
-    Nowhere: to what is neither a file in `folder` nor a page made from one, or to no place on that page."""
-    found, pages = [], {re.sub(r'^\d+[a-z]*_', '', p.stem) + '.html': p for p in Path(folder).glob('*.ipynb')}
-    for picture, says, target in re.findall(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)', without_code(text)):
-        if picture and not says.strip(): found.append(f'picture without a description: {target}')
-        inside = target.removeprefix(SITE).lstrip('/') if target.startswith(SITE) else target
+    Nowhere: to what is neither a file in `folder` nor a page made from one, or to no
+    place on that page."""
+    found, pages = [], {re.sub(r'^\d+[a-z]*_', '', p.stem) + '.html': p
+                        for p in Path(folder).glob('*.ipynb')}
+    for picture, says, target in re.findall(r'(!?)\[([^\]]*)\]\(([^)\s]+)\)',
+                                            without_code(text)):
+        if picture and not says.strip():
+            found.append(f'picture without a description: {target}')
+        inside = (target.removeprefix(SITE).lstrip('/') if target.startswith(SITE)
+                  else target)
         if re.match(r'https?:|mailto:', inside): continue
         place, _, anchor = inside.partition('#')
         path = pages.get(place, Path(folder) / place)
         if not path.exists(): found.append(f'link to nothing: {target}')
         elif anchor:
             there = here
-            if place: there = _anchors_of(path, path.stat().st_mtime_ns) if path.suffix == '.ipynb' else None
-            if there is not None and anchor not in there: found.append(f'link to no such place on its page: {target}')
+            if place:
+                there = (_anchors_of(path, path.stat().st_mtime_ns)
+                         if path.suffix == '.ipynb' else None)
+            if there is not None and anchor not in there:
+                found.append(f'link to no such place on its page: {target}')
     return found
 
 def bad_references(text: str, labels: list, bibliography: str) -> list:
     "References to labels or works that are not there, and labels given twice."
-    found = [f'label given twice: {n}' for n in sorted({n for n in labels if labels.count(n) > 1})]
-    for ref in re.findall(r'(?<![\w.])@([a-zA-Z][\w-]*)', re.sub(r'\$\$.*?\$\$', '', without_code(text), flags=re.S)):
+    found = [f'label given twice: {n}'
+             for n in sorted({n for n in labels if labels.count(n) > 1})]
+    for ref in re.findall(r'(?<![\w.])@([a-zA-Z][\w-]*)',
+                          re.sub(r'\$\$.*?\$\$', '', without_code(text), flags=re.S)):
         if ref.startswith(('eq-', 'fig-', 'tbl-', 'sec-')):
             if ref not in labels: found.append(f'reference to nothing: @{ref}')
-        elif f'{{{ref},' not in bibliography: found.append(f'no such work in references.bib: @{ref}')
+        elif f'{{{ref},' not in bibliography:
+            found.append(f'no such work in references.bib: @{ref}')
     return found
 
 # %% ../nbs/91_book.ipynb #944ecd8a
-ELSEWHERE = re.compile(r'''<(?:script|img|iframe|source|link)\b[^>]*(?:src|href|srcset)\s*=\s*["']?(?:https?:)?//'''
-                       r'''|@import\s+(?:url\()?["']?https?:|fetch\(["']https?:''', re.I)
+ELSEWHERE = re.compile(
+    r'''<(?:script|img|iframe|source|link)\b[^>]*(?:src|href|srcset)\s*=\s*'''
+    r'''["']?(?:https?:)?//'''
+    r'''|@import\s+(?:url\()?["']?https?:|fetch\(["']https?:''', re.I)
 
 def bad_outputs(page: dict) -> list:
-    "Pictures that a screen reader cannot describe, and outputs that ask another host for something."
+    """Pictures that a screen reader cannot describe, and outputs that ask another host
+    for something."""
     found = []
     for c in page['cells']:
         told = 'fig-alt' in c['source']
         for data in (o.get('data', {}) for o in c.get('outputs', [])):
             web = _join(data.get('text/html', ''))
-            if ELSEWHERE.search(web): found.append(f'an output asks another host: {ELSEWHERE.search(web)[0]}')
-            if any(' alt=' not in tag for tag in re.findall(r'<img\b[^>]*>', web)): found.append('an <img> without alt')
-            picture = any(k in data for k in ('image/png', 'image/jpeg', 'image/svg+xml'))
+            if ELSEWHERE.search(web):
+                found.append(f'an output asks another host: {ELSEWHERE.search(web)[0]}')
+            if any(' alt=' not in tag for tag in re.findall(r'<img\b[^>]*>', web)):
+                found.append('an <img> without alt')
+            picture = any(k in data for k in ('image/png', 'image/jpeg',
+                                              'image/svg+xml'))
             if picture and not web and not told:
-                found.append(f'a picture without fig-alt, from: {c["source"].strip()[:60]!r}')
+                found.append('a picture without fig-alt, from: '
+                             f'{c["source"].strip()[:60]!r}')
     return found
 
 def bad_fences(text: str) -> list:
     "Code fences and divs that are opened and not closed."
     fences = re.findall(r'^ *```', text, flags=re.M)
-    divs = re.findall(r'^:::+(.*)$', re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M), flags=re.M)
+    divs = re.findall(r'^:::+(.*)$',
+                      re.sub(r'^ *```.*?^ *```', '', text, flags=re.S | re.M),
+                      flags=re.M)
     opened, found = sum(bool(d.strip()) for d in divs), []
     if len(fences) % 2: found.append('a code fence is not closed')
-    if 2 * opened != len(divs): found.append(f'{opened} divs opened, {len(divs) - opened} closed')
+    if 2 * opened != len(divs):
+        found.append(f'{opened} divs opened, {len(divs) - opened} closed')
     return found
 
 # %% ../nbs/91_book.ipynb #0f37f2a8
@@ -370,17 +428,22 @@ def bad_equations(
     found: list,   # from `equations`
     katex,         # path of katex.min.js
 ) -> list:
-    "What KaTeX says of the equations it cannot set. Raises `FileNotFoundError` where there is no Node."
-    if not shutil.which('node'): raise FileNotFoundError('checking equations needs Node (https://nodejs.org)')
-    script = """
+    """What KaTeX says of the equations it cannot set.
+
+    Raises `FileNotFoundError` where there is no Node."""
+    if not shutil.which('node'):
+        raise FileNotFoundError('checking equations needs Node (https://nodejs.org)')
+    script = ("""
 const katex = require(process.argv[1]), said = [];
 for (const [tex, shown] of JSON.parse(require('fs').readFileSync(0, 'utf8'))) {
-    try { katex.renderToString(tex, {displayMode: shown, throwOnError: true, strict: 'ignore'}) }
+    try { katex.renderToString(tex, {displayMode: shown, throwOnError: true, """
+        """strict: 'ignore'}) }
     catch (e) { said.push(e.message) }
 }
-console.log(JSON.stringify(said))"""
-    run = subprocess.run(['node', '-e', script, str(Path(katex).resolve())], input=json.dumps(found),
-                         capture_output=True, text=True, check=True)
+console.log(JSON.stringify(said))""")
+    run = subprocess.run(['node', '-e', script, str(Path(katex).resolve())],
+                         input=json.dumps(found), capture_output=True, text=True,
+                         check=True)
     return [f'KaTeX: {m}' for m in json.loads(run.stdout)]
 
 # %% ../nbs/91_book.ipynb #ee69e251
@@ -390,14 +453,19 @@ def check_page(
     largest: int = 2_000_000,  # bytes
 ) -> list:               # what is wrong, a sentence each
     "Everything that can be found out about a page without Quarto."
-    text, source = prose(page), '\n'.join(c['source'] for c in page['cells'] if c['cell_type'] == 'code')
-    labels = re.findall(r'\{#((?:eq|fig|tbl|sec)-[\w-]+)', text) + re.findall(r'#\| label: (\S+)', source)
-    size = sum(len(json.dumps(o)) for c in page['cells'] for o in c.get('outputs', [])) + len(text) + len(source)
+    text, source = prose(page), '\n'.join(
+        c['source'] for c in page['cells'] if c['cell_type'] == 'code')
+    labels = (re.findall(r'\{#((?:eq|fig|tbl|sec)-[\w-]+)', text)
+              + re.findall(r'#\| label: (\S+)', source))
+    size = (sum(len(json.dumps(o)) for c in page['cells'] for o in c.get('outputs', []))
+            + len(text) + len(source))
     folder = Path(folder)
-    found = bad_links(text, folder, anchors(page['cells'])) + bad_outputs(page) + bad_fences(text)
+    found = (bad_links(text, folder, anchors(page['cells'])) + bad_outputs(page)
+             + bad_fences(text))
     found += bad_references(text, labels, (folder / 'references.bib').read_text())
     if size > largest: found.append(f'{size:,} bytes: more than {largest:,}')
-    if shutil.which('node'): found += bad_equations(equations(text), folder / 'katex' / 'katex.min.js')
+    if shutil.which('node'):
+        found += bad_equations(equations(text), folder / 'katex' / 'katex.min.js')
     return found
 
 # %% ../nbs/91_book.ipynb #d57d8c49
@@ -409,21 +477,31 @@ def preview(
     import nbformat
     from nbconvert import HTMLExporter
     front = page['cells'][0]['source']
-    field = lambda name: (re.search(rf'^{name}: *(.+)$', front, flags=re.M) or ['', 'page'])[1].strip('\'" ')
+    field = lambda name: (re.search(rf'^{name}: *(.+)$', front, flags=re.M)
+                          or ['', 'page'])[1].strip('\'" ')
     def cell(i, c):
         source = re.sub(r'^#\|.*\n?', '', c['source'], flags=re.M)
-        ran = dict(execution_count=None, outputs=c['outputs']) if c['cell_type'] == 'code' else {}
-        return dict(cell_type=c['cell_type'], id=f'c{i}', metadata={}, source=source) | ran
+        ran = (dict(execution_count=None, outputs=c['outputs'])
+               if c['cell_type'] == 'code' else {})
+        return dict(cell_type=c['cell_type'], id=f'c{i}', metadata={},
+                    source=source) | ran
     cells = [cell(i, c) for i, c in enumerate(page['cells'][1:])
-             if c['cell_type'] in ('markdown', 'code') and 'show_doc(' not in c['source']]
-    book = nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
-    plain = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
+             if c['cell_type'] in ('markdown', 'code')
+             and 'show_doc(' not in c['source']]
+    book = nbformat.from_dict(
+        dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
+    plain = HTMLExporter(template_name='basic', exclude_input_prompt=True,
+                         exclude_output_prompt=True)
     body, _ = plain.from_notebook_node(book)
     target = Path(folder) / (Path(field('output-file')).stem + '.html')
     target.write_text(f'''<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>{html.escape(field("title"))}</title>
-<link rel="stylesheet" href="katex/katex.min.css"><script src="katex/katex.min.js"></script>
-<style>body {{ font-family: system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
-line-height: 1.5 }} pre {{ overflow-x: auto; background: #f6f6f4; padding: .5rem }} img {{ max-width: 100% }}</style>
+<meta name="viewport" content="width=device-width">'''
+                      f'''<title>{html.escape(field("title"))}</title>
+<link rel="stylesheet" href="katex/katex.min.css">'''
+                      f'''<script src="katex/katex.min.js"></script>
+<style>body {{ font-family: system-ui, sans-serif; max-width: 46rem; '''
+                      f'''margin: 2rem auto; padding: 0 1rem;
+line-height: 1.5 }} pre {{ overflow-x: auto; background: #f6f6f4; padding: .5rem }} '''
+                      f'''img {{ max-width: 100% }}</style>
 </head><body><h1>{html.escape(field("title"))}</h1>{body}</body></html>''')
     return target

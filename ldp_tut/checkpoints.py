@@ -73,11 +73,13 @@ def check_checkpoint_path(
     path,            # where a checkpoint will be written
     needed: int = 0, # bytes
 ) -> Path:
-    "Refuse before the work what would be refused after it: the name, the folder, no room."
+    """Refuse before the work what would be refused after it: the name, the folder, no
+    room."""
     path = Path(path)
     if path.suffix != '.safetensors':
         raise CheckpointError(f'checkpoints are .safetensors files, got {path.name!r}')
-    if path.is_dir(): raise CheckpointError(f'{path} is a folder: give the name of a file')
+    if path.is_dir():
+        raise CheckpointError(f'{path} is a folder: give the name of a file')
     probe = path.with_name(f'.{path.name}.{os.getpid()}.probe')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +90,9 @@ def check_checkpoint_path(
     finally:
         with suppress(OSError): probe.unlink()
     if free < needed:
-        raise CheckpointError(f'cannot write {path}: it takes {needed / 1e6:.1f} MB and '
-                              f'{free / 1e6:.1f} MB are free; make room, or choose another disk')
+        raise CheckpointError(
+            f'cannot write {path}: it takes {needed / 1e6:.1f} MB and '
+            f'{free / 1e6:.1f} MB are free; make room, or choose another disk')
     return path
 
 # %% ../nbs/93_checkpoints.ipynb #a3c7d6e8
@@ -106,7 +109,8 @@ def save_checkpoint(
     beside = path.with_suffix(f'.json.{os.getpid()}.part')
     try:
         save_file(untied(tensors), part, metadata={'card': text})
-        os.chmod(part, 0o644)  # safetensors writes private files; this one is to be shared
+        # safetensors writes private files; this one is to be shared
+        os.chmod(part, 0o644)
         beside.write_text(card_text(card, indent=1) + '\n')
         os.replace(part, path)
         os.replace(beside, path.with_suffix('.json'))
@@ -122,32 +126,38 @@ def save_checkpoint(
 def load_checkpoint(
     path,          # a file written by `save_checkpoint`
 ) -> tuple:        # tensors dict, card dict
-    "Read a checkpoint; raises `CheckpointError` when it is missing, cut off, corrupted or not one of ours."
+    """Read a checkpoint; raises `CheckpointError` when it is missing, cut off,
+    corrupted or not one of ours."""
     path = Path(path)
     if not path.is_file(): raise CheckpointError(f'no checkpoint at {path}')
     try:
-        with safe_open(path, framework='pt') as f: card = (f.metadata() or {}).get('card')
+        with safe_open(path, framework='pt') as f:
+            card = (f.metadata() or {}).get('card')
         if card is None:
             raise CheckpointError(f'{path} is a safetensors file but not an ldp_tut '
                                   'checkpoint (its header has no card)')
         return load_file(path), json.loads(card)
     except (SafetensorError, json.JSONDecodeError, OSError) as e:
-        raise CheckpointError(f'{path} is damaged or cut off ({e}); delete it and train or '
-                              'download it again') from e
+        raise CheckpointError(f'{path} is damaged or cut off ({e}); delete it and '
+                              'train or download it again') from e
 
 def load_weights(model: nn.Module, tensors: dict, path):
-    "Load weights that came from `path`; `CheckpointError` when they are another model's."
+    """Load weights that came from `path`; `CheckpointError` when they are another
+    model's."""
     try: load_plain(model, tensors)
     except RuntimeError as e:
-        raise CheckpointError(f'{path} holds another model: {str(e).splitlines()[0]}') from e
+        raise CheckpointError(
+            f'{path} holds another model: {str(e).splitlines()[0]}') from e
 
 # %% ../nbs/93_checkpoints.ipynb #453af3f3
 class DownloadError(CheckpointError):
     "A file that could not be had, with the reason and what to do about it."
 
 def cache_folder() -> Path:
-    "Where downloads are kept: `LDP_TUT_CACHE`, or the place for such things on this system."
-    return Path(os.environ.get('LDP_TUT_CACHE') or user_cache_path('ldp_tut', appauthor=False))
+    """Where downloads are kept: `LDP_TUT_CACHE`, or the place for such things on this
+    system."""
+    return Path(os.environ.get('LDP_TUT_CACHE')
+                or user_cache_path('ldp_tut', appauthor=False))
 
 def check_file(path) -> Path:
     "A file that is there, or `CheckpointError`."
@@ -158,19 +168,23 @@ def file_sha256(path) -> str:
     "The SHA-256 of a file, as 64 hexadecimal digits."
     digest = hashlib.sha256()
     with open(path, 'rb') as f:
-        while piece := f.read(1 << 20): digest.update(piece)  # Python 3.10 has no `file_digest`
+        # Python 3.10 has no `file_digest`
+        while piece := f.read(1 << 20): digest.update(piece)
     return digest.hexdigest()
 
 # %% ../nbs/93_checkpoints.ipynb #3c0620b5
 def _continue(url, part, progress, timeout):
     "Append to `part` what the server still has of it; returns whether that was all."
     have = part.stat().st_size if part.exists() else 0
-    ask = urllib.request.Request(url, headers={'User-Agent': 'ldp_tut'} | ({'Range': f'bytes={have}-'} if have else {}))
+    ask = urllib.request.Request(url, headers={'User-Agent': 'ldp_tut'}
+                                 | ({'Range': f'bytes={have}-'} if have else {}))
     with urllib.request.urlopen(ask, timeout=timeout) as answer:
-        going_on = answer.status == 206 and answer.headers.get('Content-Range', '').startswith(f'bytes {have}-')
+        going_on = answer.status == 206 and answer.headers.get(
+            'Content-Range', '').startswith(f'bytes {have}-')
         begin, rest = have if going_on else 0, answer.headers.get('Content-Length')
         whole = begin + int(rest) if rest else None
-        shown = dict(unit='B', unit_scale=True, leave=False, disable=None if progress else True)
+        shown = dict(unit='B', unit_scale=True, leave=False,
+                     disable=None if progress else True)
         with (open(part, 'ab' if going_on else 'wb') as f,
               tqdm(desc=part.stem, initial=begin, total=whole, **shown) as bar):
             while chunk := answer.read(1 << 18): f.write(chunk); bar.update(len(chunk))
@@ -180,13 +194,15 @@ def _continue(url, part, progress, timeout):
 @contextmanager
 def _said_plainly(url, target):
     "Turn what a system says of a failed download into what a person needs to know."
-    host, by_hand = urlsplit(url).netloc, f'or fetch {url} by other means and save it as {target}'
+    host, by_hand = (urlsplit(url).netloc,
+                     f'or fetch {url} by other means and save it as {target}')
     try: yield
     except Timeout as e:
-        raise DownloadError(f'another process has been downloading {target.name} for very long; '
-                            f'if none is, delete {e.lock_file}') from e
+        raise DownloadError(f'another process has been downloading {target.name} for '
+                            f'very long; if none is, delete {e.lock_file}') from e
     except urllib.error.HTTPError as e:
-        raise DownloadError(f'{host} answers {e.code} {e.reason} to {url}: check the address {by_hand}') from e
+        raise DownloadError(f'{host} answers {e.code} {e.reason} to {url}: '
+                            f'check the address {by_hand}') from e
     except (http.client.HTTPException, TimeoutError, ConnectionError) as e:
         raise DownloadError(f'{host} broke off ({e or type(e).__name__}); '
                             f'call again to go on where it stopped, {by_hand}') from e
@@ -194,8 +210,9 @@ def _said_plainly(url, target):
         raise DownloadError(f'cannot reach {host} ({e.reason}): are you offline? '
                             f'Call again when you are not, {by_hand}') from e
     except OSError as e:
-        raise DownloadError(f'cannot write to {target.parent} ({e.strerror or e}): make room or make it '
-                            'writable, or set LDP_TUT_CACHE to another folder') from e
+        raise DownloadError(f'cannot write to {target.parent} ({e.strerror or e}): '
+                            'make room or make it writable, or set LDP_TUT_CACHE '
+                            'to another folder') from e
 
 # %% ../nbs/93_checkpoints.ipynb #6b8864e2
 def download(
@@ -208,20 +225,22 @@ def download(
 ) -> Path:                  # the file, checked
     """A file by its address: kept, checked, resumable, shared between processes.
 
-    Raises `DownloadError` (and `ValueError` for what is no address or no SHA-256) and never leaves a file that is not
-    what it should be."""
+    Raises `DownloadError` (and `ValueError` for what is no address or no SHA-256) and
+    never leaves a file that is not what it should be."""
     if urlsplit(url).scheme not in ('http', 'https'):
         raise ValueError(f'an address begins with http:// or https://, got {url!r}')
     if len(sha256) != 64 or set(sha256.lower()) - set('0123456789abcdef'):
         raise ValueError(f'sha256 must be 64 hexadecimal digits, got {sha256!r}')
     name = Path(urlsplit(url).path)
-    target = Path(folder or cache_folder()) / f'{name.stem}-{sha256[:8].lower()}{name.suffix}'
+    target = (Path(folder or cache_folder())
+              / f'{name.stem}-{sha256[:8].lower()}{name.suffix}')
     part = target.with_name(target.name + '.part')
     with _said_plainly(url, target):
         if target.exists() and file_sha256(target) == sha256.lower(): return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f'{target}.lock', timeout=600):
-            if target.exists() and file_sha256(target) == sha256.lower(): return target  # somebody was faster
+            if target.exists() and file_sha256(target) == sha256.lower():
+                return target  # somebody was faster
             _fetch(url, part, sha256.lower(), progress, tries, timeout)
             os.replace(part, target)
     return target
@@ -243,7 +262,8 @@ def _fetch(url, part, sha256, progress, tries, timeout):
             if e.code in BUSY and attempt + 1 < tries:
                 time.sleep(_pause(e, attempt))
                 continue
-            if e.code != 416: raise  # 416: nothing is missing, so what we have is wrong or complete
+            # 416: nothing is missing, so what we have is wrong or complete
+            if e.code != 416: raise
             whole = True
         except (http.client.HTTPException, TimeoutError, ConnectionError):
             if attempt + 1 == tries: raise
@@ -252,10 +272,12 @@ def _fetch(url, part, sha256, progress, tries, timeout):
         if whole:
             part.unlink()  # of two halves of different files, or simply not it
             if not resumed:
-                raise DownloadError(f'{url} is not the file it should be: SHA-256 {got[:16]}…, '
-                                    f'expected {sha256[:16]}…; nothing was kept')
+                raise DownloadError(
+                    f'{url} is not the file it should be: SHA-256 {got[:16]}…, '
+                    f'expected {sha256[:16]}…; nothing was kept')
     where = ' where it stopped' if part.exists() else ''
-    raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; call again to go on{where}')
+    raise DownloadError(f'{urlsplit(url).netloc} broke off {tries} times; '
+                        f'call again to go on{where}')
 
 # %% ../nbs/93_checkpoints.ipynb #a1e00039
 def checkpoint_shelf():
@@ -279,8 +301,9 @@ def find_checkpoint(
     `fourrooms-exact` is another name for `fourrooms`, whose denoiser is exact."""
     if str(name).startswith(('http://', 'https://')):
         if not sha256:
-            raise ValueError(f'to load {name}, say what it must be: sha256=... (64 hexa'
-                             'decimal digits; whoever offers the file should give them)')
+            raise ValueError(
+                f'to load {name}, say what it must be: sha256=... (64 hexadecimal '
+                'digits; whoever offers the file should give them)')
         return download(str(name), sha256, progress=progress)
     if str(name).endswith('.safetensors'): return name
     if name == 'fourrooms-exact': name = 'fourrooms'
@@ -293,11 +316,13 @@ def find_checkpoint(
     return download(known[name]['url'], known[name]['sha256'], progress=progress)
 
 def _git(*words):
-    how = dict(capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=True)
+    how = dict(capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent,
+               check=True)
     return subprocess.run(['git', *words], **how).stdout.strip()
 
 def commit_of_package():
-    "The commit this file is of; None where the repository around it is another's, as around a virtual environment."
+    """The commit this file is of; None where the repository around it is another's, as
+    around a virtual environment."""
     try:
         at = Path(__file__).resolve()
         top = Path(_git('rev-parse', '--show-toplevel')).resolve()

@@ -20,10 +20,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # %% ../nbs/90_viz.ipynb #d4a4c2be
-# Okabe and Ito's palette: told apart with any colour vision, and legible on a light and on a dark page
-INK, PAPER, BLUE, ORANGE, GREEN, RED = '#4d4d4d', '#f4f1ea', '#0072b2', '#e69f00', '#009e73', '#d55e00'
+# Okabe and Ito's palette: told apart with any colour vision, and legible on a light
+# and on a dark page
+INK, PAPER, BLUE, ORANGE, GREEN, RED = (
+    '#4d4d4d', '#f4f1ea', '#0072b2', '#e69f00', '#009e73', '#d55e00')
 BLOCKS = (BLUE, ORANGE, GREEN, RED, '#8a5bb0')
-CELLS = {1: PAPER, 2: '#6b6f76', 3: '#e6e0d2', 4: '#8c6d46', 5: ORANGE, 6: BLUE, 8: GREEN, 9: RED}
+CELLS = {1: PAPER, 2: '#6b6f76', 3: '#e6e0d2', 4: '#8c6d46', 5: ORANGE, 6: BLUE,
+         8: GREEN, 9: RED}
 
 def rgb(colour: str) -> tuple:
     "'#rrggbb' to three numbers in 0..255."
@@ -48,32 +51,37 @@ def draw_room(
     walk=None,        # [(x, y), ...] cells walked so far
     size: int = 14,   # pixels of a cell
 ) -> Image.Image:
-    "A room from above: walls, goal, where a plan believes the agent will be, where it has been and where it is."
+    """A room from above: walls, goal, where a plan believes the agent will be, where it
+    has been and where it is."""
     cells = np.asarray(cells)
     W, H = cells.shape[:2]
     image = np.zeros((H, W, 3))
-    for kind in np.unique(cells[..., 0]): image[(cells[..., 0] == kind).T] = rgb(CELLS.get(int(kind), PAPER))
+    for kind in np.unique(cells[..., 0]):
+        image[(cells[..., 0] == kind).T] = rgb(CELLS.get(int(kind), PAPER))
     if heat is not None:
         heat = np.asarray(heat, float)
         order = np.argsort(-np.asarray(when))  # far tokens first, near ones on top
         for j in order:
             alpha = np.clip(heat[j].T, 0, 1)[..., None] ** 0.5
             image = image * (1 - alpha) + alpha * np.array(over_time(when[j]))
-    big = Image.fromarray(image.astype(np.uint8)).resize((W * size, H * size), Image.NEAREST)
+    big = Image.fromarray(image.astype(np.uint8)).resize((W * size, H * size),
+                                                         Image.NEAREST)
     draw = ImageDraw.Draw(big)
     centre = lambda x, y: ((x + .5) * size, (y + .5) * size)
     for x, y in np.argwhere(cells[..., 0] == 8):  # goals are seen under a plan, too
         square = [x * size, y * size, (x + 1) * size - 1, (y + 1) * size - 1]
         draw.rectangle(square, outline=rgb(GREEN), width=max(1, size // 7))
     if walk is not None and len(walk) > 1:
-        draw.line([centre(*p) for p in walk], fill=rgb(BLUE), width=max(2, size // 5), joint='curve')
+        draw.line([centre(*p) for p in walk], fill=rgb(BLUE), width=max(2, size // 5),
+                  joint='curve')
     if pose is not None:
         x, y, d = map(int, pose)
         (cx, cy), r = centre(x, y), size * .42
         turn = np.deg2rad(90 * d)
         corners = [(1, 0), (-.8, .75), (-.4, 0), (-.8, -.75)]
         cos, sin = np.cos(turn), np.sin(turn)
-        turned = [(cx + r * (a * cos - b * sin), cy + r * (a * sin + b * cos)) for a, b in corners]
+        turned = [(cx + r * (a * cos - b * sin), cy + r * (a * sin + b * cos))
+                  for a, b in corners]
         draw.polygon(turned, fill=rgb(RED), outline=(255, 255, 255))
     return big
 
@@ -85,7 +93,8 @@ def side_by_side(
 ) -> Image.Image:
     "A row of pictures with captions."
     top = 18 if titles else 0
-    wide, high = sum(i.width for i in images) + gap * (len(images) - 1), max(i.height for i in images) + top
+    wide, high = (sum(i.width for i in images) + gap * (len(images) - 1),
+                  max(i.height for i in images) + top)
     out = Image.new('RGB', (wide, high), (255, 255, 255))
     x, draw = 0, ImageDraw.Draw(out)
     for i, image in enumerate(images):
@@ -95,9 +104,12 @@ def side_by_side(
 
 # %% ../nbs/90_viz.ipynb #8d176733
 def _gif(frames, seconds, hold, colours):
-    palette = [f.convert('RGB').quantize(colours, dither=Image.Dither.NONE) for f in frames]
-    times, out = [int(1000 * seconds)] * (len(frames) - 1) + [int(1000 * hold)], io.BytesIO()
-    palette[0].save(out, format='GIF', save_all=True, append_images=palette[1:], duration=times, loop=0, optimize=True)
+    palette = [f.convert('RGB').quantize(colours, dither=Image.Dither.NONE)
+               for f in frames]
+    times, out = ([int(1000 * seconds)] * (len(frames) - 1) + [int(1000 * hold)],
+                  io.BytesIO())
+    palette[0].save(out, format='GIF', save_all=True, append_images=palette[1:],
+                    duration=times, loop=0, optimize=True)
     return out.getvalue()
 
 def save_gif(
@@ -107,7 +119,9 @@ def save_gif(
     hold: float = 1.5,   # of the last frame
     colours: int = 48,
 ) -> Path:
-    "An animation, written to a temporary name and renamed. Raises `OSError` when the path cannot be written."
+    """An animation, written to a temporary name and renamed.
+
+    Raises `OSError` when the path cannot be written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
@@ -117,7 +131,8 @@ def save_gif(
 
 # %% ../nbs/90_viz.ipynb #0b94ece2
 class Film:
-    "An animation in a notebook and on the rendered page, with its last frame as the still."
+    """An animation in a notebook and on the rendered page, with its last frame as the
+    still."""
     def __init__(self,
         frames: list,          # PIL images of one size
         seconds: float = .12,  # each frame's time on screen
@@ -125,8 +140,10 @@ class Film:
         colours: int = 48,
         alt: str = 'Animation; the text around it says what it shows.',
     ):
-        if not frames: raise ValueError('frames is empty: a film needs at least one image')
-        self.frames, self.seconds, self.hold, self.colours, self.alt = frames, seconds, hold, colours, alt
+        if not frames:
+            raise ValueError('frames is empty: a film needs at least one image')
+        self.frames, self.seconds, self.hold, self.colours, self.alt = (
+            frames, seconds, hold, colours, alt)
 
     def gif(self) -> bytes:
         "The animation as the bytes of a GIF."
@@ -134,11 +151,16 @@ class Film:
 
     def _repr_mimebundle_(self, **_):
         still, last = io.BytesIO(), self.frames[-1].convert('RGB')
-        last.quantize(self.colours, dither=Image.Dither.NONE).save(still, format='PNG', optimize=True)
-        data = lambda kind, raw: f'data:image/{kind};base64,' + base64.b64encode(raw).decode()
-        html = (f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{data("png", still.getvalue())}">'
-                f'<img src="{data("gif", self.gif())}" alt="{escape(self.alt)}"></picture>')
-        return {'text/html': html, 'image/png': base64.b64encode(still.getvalue()).decode()}
+        last.quantize(self.colours, dither=Image.Dither.NONE).save(
+            still, format='PNG', optimize=True)
+        data = lambda kind, raw: (f'data:image/{kind};base64,'
+                                  + base64.b64encode(raw).decode())
+        html = ('<picture><source media="(prefers-reduced-motion: reduce)" '
+                f'srcset="{data("png", still.getvalue())}">'
+                f'<img src="{data("gif", self.gif())}" alt="{escape(self.alt)}">'
+                '</picture>')
+        return {'text/html': html,
+                'image/png': base64.b64encode(still.getvalue()).decode()}
 
 # %% ../nbs/90_viz.ipynb #f2852f39
 def points_film(
@@ -154,13 +176,15 @@ def points_film(
     if colour is None: paint = [rgb(BLUE)] * n
     else:
         turn = np.argsort(np.argsort(np.asarray(colour, float))) / n
-        paint = [tuple(int(127 + 105 * np.cos(2 * np.pi * (u + shift))) for shift in (0, 1 / 3, 2 / 3)) for u in turn]
+        paint = [tuple(int(127 + 105 * np.cos(2 * np.pi * (u + shift)))
+                       for shift in (0, 1 / 3, 2 / 3)) for u in turn]
     frames = []
     for points in states:
         image = Image.new('RGB', (size, size), rgb(PAPER))
         draw = ImageDraw.Draw(image)
         for (x, y), c in zip((points * (1, -1) / limit + 1) * size / 2, paint):
-            if 0 <= x < size and 0 <= y < size: draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=c)
+            if 0 <= x < size and 0 <= y < size:
+                draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=c)
         frames.append(image)
     return frames
 
@@ -168,23 +192,31 @@ def points_film(
 def draw_families(
     ax=None,   # matplotlib axes; default a new figure
 ):             # the axes
-    "How GANs, VAEs, flows, autoregression and diffusion get from noise to data, as boxes and arrows."
+    """How GANs, VAEs, flows, autoregression and diffusion get from noise to data, as
+    boxes and arrows."""
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(7, 3.4), layout='constrained')[1]
     def box(x, y, text, shade='#d9e8f5', dashed=False):
-        frame = dict(boxstyle='round,pad=.35', fc=shade, ec='#4d4d4d', ls='--' if dashed else '-')
-        ax.text(x, y, text, ha='center', va='center', fontsize=8.5, color='#222222', bbox=frame)
+        frame = dict(boxstyle='round,pad=.35', fc=shade, ec='#4d4d4d',
+                     ls='--' if dashed else '-')
+        ax.text(x, y, text, ha='center', va='center', fontsize=8.5, color='#222222',
+                bbox=frame)
     def arrow(x, to, y, style='-|>', dashed=False):
-        how = dict(arrowstyle=style, color='#0072b2', ls='--' if dashed else '-', lw=1.4)
+        how = dict(arrowstyle=style, color='#0072b2', ls='--' if dashed else '-',
+                   lw=1.4)
         ax.annotate('', (to - .42, y), (x + .42, y), arrowprops=how)
-    rows = [('GAN', ['noise', 'sample', 'critic'], '-|>', (1,)), ('VAE', ['data', 'code', 'data'], '-|>', (0,)),
+    rows = [('GAN', ['noise', 'sample', 'critic'], '-|>', (1,)),
+            ('VAE', ['data', 'code', 'data'], '-|>', (0,)),
             ('flow', ['noise', 'data'], '<|-|>', ()),
             ('autoregression', ['$x_1$', '$x_1x_2$', '$x_1x_2x_3$', '…'], '-|>', ()),
-            ('diffusion', ['$x^K$: noise', '$x^{k}$', '$x^{k-1}$', '$x^0$: data'], '-|>', ())]
+            ('diffusion', ['$x^K$: noise', '$x^{k}$', '$x^{k-1}$', '$x^0$: data'],
+             '-|>', ())]
     for y, (name, boxes, style, training) in zip(range(4, -1, -1), rows):
-        ax.text(-1.9, y, name, va='center', fontsize=9.5, weight='bold', color='#888888')
+        ax.text(-1.9, y, name, va='center', fontsize=9.5, weight='bold',
+                color='#888888')
         for j, text in enumerate(boxes):
-            dashed = j in training and name == 'VAE' or j - 1 in training and name == 'GAN'
+            dashed = (j in training and name == 'VAE'
+                      or j - 1 in training and name == 'GAN')
             box(1.6 * j, y, text, '#f6e3c5' if dashed else '#d9e8f5', dashed)
             if j: arrow(1.6 * (j - 1), 1.6 * j, y, style, dashed=(j - 1) in training)
     ax.set(xlim=(-2, 5.6), ylim=(-.6, 4.6)); ax.axis('off')
@@ -205,7 +237,8 @@ def draw_blocks(
         draw.line([left, high - 4, left + size, high - 4], fill=rgb(INK), width=2)
     for b, (place, height) in enumerate(position):
         x, y = 6 + place * (size + 4), high - 6 - (height + 1) * size
-        draw.rectangle([x, y, x + size - 2, y + size - 2], fill=(*map(int, rgb(BLOCKS[b])),), outline=(255, 255, 255))
+        draw.rectangle([x, y, x + size - 2, y + size - 2],
+                       fill=(*map(int, rgb(BLOCKS[b])),), outline=(255, 255, 255))
         draw.text((x + size * .32, y + size * .12), str(b), fill=(255, 255, 255))
     return image
 
@@ -221,16 +254,19 @@ def draw_maze(
     import matplotlib.pyplot as plt
     from matplotlib.collections import LineCollection
     ax = ax or plt.subplots(figsize=(2.6, 2.6))[1]
-    for x, y in maze.centre: ax.add_patch(plt.Rectangle((x - .5, y - .5), 1, 1, color=PAPER, lw=0, zorder=0))
+    for x, y in maze.centre:
+        ax.add_patch(plt.Rectangle((x - .5, y - .5), 1, 1, color=PAPER, lw=0, zorder=0))
     for path in paths:
         path = np.asarray(path, float)
-        colours = [np.array(over_time(u)) / 255 for u in np.linspace(0, 1, len(path) - 1)]
-        ax.add_collection(LineCollection(np.stack([path[:-1], path[1:]], 1), colors=colours, lw=1.4))
+        colours = [np.array(over_time(u)) / 255
+                   for u in np.linspace(0, 1, len(path) - 1)]
+        ax.add_collection(LineCollection(np.stack([path[:-1], path[1:]], 1),
+                                         colors=colours, lw=1.4))
         ax.plot(*path[0], 'o', color=BLUE, ms=4)
     if goal is not None: ax.plot(*goal, '*', color=RED, ms=11)
     low, high = maze.centre.min(0) - .7, maze.centre.max(0) + .7
-    ax.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect='equal',
-           facecolor='#6b6f76')
+    ax.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[],
+           yticks=[], aspect='equal', facecolor='#6b6f76')
     return ax
 
 # %% ../nbs/90_viz.ipynb #bd21541a
@@ -270,26 +306,34 @@ _SLIDER = """<div class="ldp-board" id="ID"><div data-still>STILL</div>
 class BoardSlider:
     """Noise boards with a slider over the iterations.
 
-    It runs in the page, with no kernel; where scripts do not run the first board stands still."""
+    It runs in the page, with no kernel; where scripts do not run the first board stands
+    still."""
     def __init__(self,
         boards: dict,   # name -> integer board [M+1, H]
         K: int,         # trained levels
     ):
-        if not boards: raise ValueError('boards is empty: give at least one named board')
-        self.boards, self.K = {name: np.asarray(b).astype(int).tolist() for name, b in boards.items()}, int(K)
+        if not boards:
+            raise ValueError('boards is empty: give at least one named board')
+        self.boards, self.K = {name: np.asarray(b).astype(int).tolist()
+                               for name, b in boards.items()}, int(K)
 
     def still(self) -> str:
         "The first board as SVG."
         name, board = next(iter(self.boards.items()))
-        ends = (253, 0), (231, 34), (155, 78)  # red, green and blue of a clean token, and of pure noise
-        shade = lambda k: 'rgb({},{},{})'.format(*(round(a + k / self.K * (b - a)) for a, b in ends))
-        cells = ''.join(f'<rect x="{26 * j}" y="{15 * i}" width="26" height="15" fill="{shade(k)}"/>'
+        # red, green and blue of a clean token, and of pure noise
+        ends = (253, 0), (231, 34), (155, 78)
+        shade = lambda k: 'rgb({},{},{})'.format(
+            *(round(a + k / self.K * (b - a)) for a, b in ends))
+        cells = ''.join(f'<rect x="{26 * j}" y="{15 * i}" width="26" height="15" '
+                        f'fill="{shade(k)}"/>'
                         for i, row in enumerate(board) for j, k in enumerate(row))
         n, rows = len(board[0]), len(board)
-        return (f'<svg role="img" aria-label="noise board {name}" viewBox="0 0 {26 * n} {15 * rows}" '
+        return (f'<svg role="img" aria-label="noise board {name}" '
+                f'viewBox="0 0 {26 * n} {15 * rows}" '
                 f'style="max-width:{36 * n}px;width:100%">{cells}</svg>')
 
     def _repr_html_(self):
         data = json.dumps(dict(K=self.K, boards=self.boards), separators=(',', ':'))
         name = 'ldp-' + hashlib.sha1(data.encode()).hexdigest()[:8]
-        return _SLIDER.replace('STILL', self.still()).replace('DATA', data).replace('ID', name)
+        return (_SLIDER.replace('STILL', self.still())
+                .replace('DATA', data).replace('ID', name))
