@@ -477,7 +477,7 @@ class Agent:
             self.since, self.plans_made = 0, self.plans_made + 1
         out = self.planner.act(self.plan, obs, self.since)
         self.since += 1; self.step += 1
-        if doubt := self.config.doubt: out = self.tried.doubted(self.planner.world.read(obs).state, out, doubt)
+        if doubt := self.planner.config.doubt: out = self.tried.doubted(self.planner.world.read(obs).state, out, doubt)
         out = out.argmax(-1) if self.planner.world.actions else out.float()
         return out.cpu().numpy()
 
