@@ -29,29 +29,33 @@ from .worlds import promise_gap
 
 # %% ../nbs/15_rooms.ipynb #7c31d0a1
 def walk_rooms(
-    agent,                  # an `Agent`, or anything with `begin(seeds)`, `act_batch(obs)` and `keep(rows)`
+    agent,                  # an `Agent`, or anything with its `begin`, `act_batch`, `keep`
     env_id: str,            # of rooms whose rules the twin knows
     episodes: int = 64,
     seed: int = 2_000_000,  # of `env.reset`, the first; then the next ones
-    spare: int = 0,         # play the one layout in so many that training spared; 0: all
+    spare: int = 0,         # play one layout in so many, which training spared; 0: all
     most: int = None,       # steps; default the environment's own limit
     batch: int = 64,        # rooms planned for at once
     progress: bool = True,
 ) -> dict:                  # averages, a warning, one row a room
     """Play rooms in the twin, beside the fewest steps there are.
 
-    Success is coming to the goal; a plan's next token is lawful where some action leads to its picture."""
+    Success is coming to the goal; a plan's next token is lawful where some action leads
+    to its picture."""
     seeds, rows = room_seeds(env_id, check_count(episodes, 'episodes'), seed, spare), []
     began, quiet = time.perf_counter(), None if progress else True
     with tqdm(total=episodes, desc='rooms', leave=False, disable=quiet) as bar:
         for first in range(0, episodes, batch):
-            rows += _walk_side_by_side(agent, layouts(env_id, seeds[first:first + batch]),
-                                       seeds[first:first + batch], most, bar)
-    mean = lambda name, r=rows: float(np.mean([x[name] for x in r])) if r else float('nan')
-    won = [dict(r, over=r['steps'] / r['optimum']) for r in rows if r['success'] and r['optimum']]
-    steps, lawful = mean('steps'), [r['lawful'] for r in rows if r['lawful'] is not None]
-    return dict(env=env_id, episodes=episodes, seed=seed, spare=spare, success=mean('success'),
-                mean_return=mean('return'), mean_steps=steps, steps_over_optimum=mean('over', won),
+            some = seeds[first:first + batch]
+            rows += _walk_side_by_side(agent, layouts(env_id, some), some, most, bar)
+    def mean(name, r=rows):
+        return float(np.mean([x[name] for x in r])) if r else float('nan')
+    won = [dict(r, over=r['steps'] / r['optimum']) for r in rows
+           if r['success'] and r['optimum']]
+    lawful = [r['lawful'] for r in rows if r['lawful'] is not None]
+    return dict(env=env_id, episodes=episodes, seed=seed, spare=spare,
+                success=mean('success'), mean_return=mean('return'),
+                mean_steps=mean('steps'), steps_over_optimum=mean('over', won),
                 lawful_rate=float(np.mean(lawful)) if lawful else float('nan'),
                 predicted_reward=mean('predicted'), executed_reward=mean('success'),
                 warning=promise_gap(episodes, mean('predicted'), mean('success')),
