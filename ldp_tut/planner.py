@@ -366,7 +366,7 @@ class FarFuturePlanner:
             seen = self.world.read(obs)
             z0 = self.world.encode(seen)
             if len(seeds) != len(z0):
-                raise ValueError(f'give as many seeds as observations, {len(z0)}, not {len(seeds)}')
+                raise ValueError(f'{len(seeds)} seeds for {len(z0)} observations: give as many seeds')
             scene = self.world.scene(seen)
         return self.plan_from(z0, scene, [int(s) for s in seeds], known, film, delay)
 
