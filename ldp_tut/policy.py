@@ -213,7 +213,8 @@ class RegressionPolicy(Policy):
     "The mean of what was done: one answer, trained on its squared error."
     def __init__(self, config: PolicyConfig, see: Normaliser = None,
                  do: Normaliser = None):
-        super().__init__(config, see, do); c = config
+        super().__init__(config, see, do)
+        c = config
         self.net = perceptron(c.To * c.obs_dim, c.width, c.Tp * c.action_dim, c.depth)
 
     def propose(self, known, seeds):
@@ -252,8 +253,7 @@ def check_fits(data, config):
     "Raise `ValueError` unless demonstrations hold vectors of the sizes a configuration says."
     shape = data.observation.shape[1:]
     if shape != (config.obs_dim,):
-        raise ValueError(f'observations must be vectors of obs_dim={config.obs_dim} numbers, the data has '
-                         f'{list(shape)}')
+        raise ValueError(f'observations must be vectors of obs_dim={config.obs_dim} numbers, the data has {[*shape]}')
     if data.action_dims != config.action_dim:
         raise ValueError(f'actions must be of action_dim={config.action_dim} numbers, the data has {data.action_dims}')
 
@@ -354,8 +354,7 @@ class MixturePolicy(Policy):
 
     def propose(self, known, seeds):
         log_w, mean, _ = self.mixture(known)
-        # the mean of one mode, drawn by its weight: at play, Mandlekar et al. 2021
-        # too take a spread of almost nothing
+        # the mean of one mode, drawn by its weight: nearly so Mandlekar et al. 2021
         u = torch.stack([torch.rand(1, generator=torch.Generator().manual_seed(s))
                          for s in seeds]).to(log_w)
         mode = (log_w.exp().cumsum(1) < u).sum(1).clamp(max=self.config.modes - 1)
@@ -414,8 +413,8 @@ class FilmPerceptron(nn.Module):
     def encode(self, known): return self.history(known)
 
     def forward(self, x, k, code):  # as of `FilmUNet`
-        condition, h = (F.silu(self.level(one_level(k)) + code),
-                        self.first_layer(x.flatten(1)))
+        condition = F.silu(self.level(one_level(k)) + code)
+        h = self.first_layer(x.flatten(1))
         for film, layer in zip(self.film, self.layers):
             scale, shift = film(condition).chunk(2, 1)
             h = h + (1 + scale) * layer(h) + shift
@@ -508,9 +507,8 @@ def load_policy(path) -> Policy:
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'policy':
         raise CheckpointError(f'{path} is not a policy (it is a {card.get("kind")!r})')
-    said = {n: tuple(v) if isinstance(v, list) else v
-            for n, v in card['config'].items()}
-    try: model = POLICIES_BY_NAME[card['policy']](PolicyConfig(**said))
+    had = {n: tuple(v) if isinstance(v, list) else v for n, v in card['config'].items()}
+    try: model = POLICIES_BY_NAME[card['policy']](PolicyConfig(**had))
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f'{path} has no usable configuration ({e})') from e
     load_weights(model, tensors, path)
@@ -579,10 +577,13 @@ def mirrored(state, action):   # [N, 5], [M, 2] -> the same
     return state, flip(action)
 
 def pusht_record() -> tuple:   # states [N, 5], actions [M, 2], lengths int [200]
-    "The 200 demonstrations that ship with this book, each solved; to 1/64 pixel."
+    "The 200 solved ones that ship with this book, to 1/64 pixel: bytes of differences."
     with np.load(asset('pusht_demonstrations.npz')) as f:
-        place, angle = f['place'] / 64, f['angle'] / 65535 * 2 * np.pi
-        return np.concatenate([place, angle[:, None]], 1), f['action'] / 64, f['length']
+        place, angle, action = (
+            np.cumsum(x[0] * np.uint16(256) + x[1], -1, dtype='uint16').T
+            for x in (f['place'], f['angle'], f['action']))
+        state = np.concatenate([place / 64, angle / 65535 * 2 * np.pi], 1)
+        return state, action / 64, f['length']
 
 def pusht_demonstrations(
     record: tuple = None,  # states, actions, lengths; default `pusht_record`
@@ -603,8 +604,7 @@ def make_pusht() -> gym.Env:
     "`gym-pusht`'s world; `ImportError` says how to install it."
     try: import gym_pusht
     except ImportError:
-        need = 'gym-pusht is not installed: pip install "ldp_tut[pusht]"'
-        raise ImportError(need) from None
+        raise ImportError('install gym-pusht: pip install "ldp_tut[pusht]"') from None
     return gym.make('gym_pusht/PushT-v0', disable_env_checker=True)
 
 def play_pusht(

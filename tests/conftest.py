@@ -1,4 +1,6 @@
 "Tests run every notebook at the smallest budget; published outputs come from `LDP_BUDGET=cpu nbdev-test --save`."
+import ctypes
+import gc
 import os
 import shutil
 import subprocess
@@ -37,6 +39,14 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _give_back():
+    "What a file of tests has held goes back to the system: else the heap keeps it, and peaks add up."
+    yield
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)  # where the C library is GNU's
+
+
 def most_memory() -> float:
     "Gigabytes that this process, or the largest of those it started, held at its peak."
     if resource is None: return float('nan')
@@ -49,7 +59,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    "`.ci/run` sets a limit; a run that needed more fails."
+    "With a limit set in `LDP_TEST_MEMORY_GB`, a run that needed more fails."
     limit = float(os.environ.get('LDP_TEST_MEMORY_GB', 'inf'))
     if exitstatus == 0 and most_memory() > limit:
         print(f'\nthe tests needed {most_memory():.2f} GB, and {limit} GB are allowed (LDP_TEST_MEMORY_GB)')
