@@ -41,8 +41,13 @@ def small_disk(tmp_path):
 
 @pytest.fixture(autouse=True, scope='module')
 def _give_back():
-    "What a file of tests has held goes back to the system: else the heap keeps it, and peaks add up."
+    "What a file of tests has held goes back to the system."
     yield
+    give_back()
+
+
+def give_back():
+    "Free what nobody can reach, and hand it to the system: else the heap keeps it, and peaks add up."
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)  # where the C library is GNU's
 

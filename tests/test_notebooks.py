@@ -2,12 +2,27 @@
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from nbdev.test import test_nb as run_notebook
+
+from conftest import give_back
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / 'nbs').glob('*.ipynb'))
 SKIP = ['slow', 'cuda']  # as [tool.nbdev] tst_flags
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    "Whatever a notebook made is given back: its shell lives on until Python ends, and keeps every name in it."
+    yield
+    if InteractiveShell._instance is not None:
+        InteractiveShell._instance.reset(new_session=False)
+        InteractiveShell._instance.close()
+    plt.close('all')
+    give_back()
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
