@@ -97,10 +97,9 @@ class AnyRecipe(Played):
     world_steps: int | None = None
     width: int | None = None     # of the denoiser; default 128 for vectors, 48 for maps
     depth: int = 5               # its layers
-    # tokens of a window, at most; default 10 for vectors, 6 for maps
-    tokens: int | None = None
-    # windows of a batch; default 128 for vectors, 32 for maps
-    batch: int | None = None
+    features: int = 0            # of vectors: Fourier features of each number
+    tokens: int | None = None    # of a window, at most; default 10, of maps 6
+    batch: int | None = None     # windows; default 128, of maps 32
     lr: float = 1e-3             # peak learning rate of the denoiser
     ends: float = 0.             # of maps: share of windows drawn to an episode's end
     # a checkpoint of maps, name or file: keep its world, train its denoiser on

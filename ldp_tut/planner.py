@@ -555,7 +555,7 @@ def save_agent(path, agent: Agent):
     half = lambda t: t.half() if t.dtype == torch.float32 else t
     parts = dict(world=world, denoiser=net)
     tensors = {f'{p}.{n}': half(t) for p, m in parts.items() for n, t in m.state_dict().items()}
-    about = dict(kind=kind, spaces=asdict(world.spaces), max_gap=world.max_gap)
+    about = dict(kind=kind, spaces=asdict(world.spaces), max_gap=world.max_gap, features=getattr(world, 'features', 0))
     card = {**agent.card, 'kind': 'agent', 'denoiser': denoiser, 'world': about,
             'model': asdict(net.config), 'plan': asdict(agent.config)}
     return save_checkpoint(path, tensors, card)
@@ -569,7 +569,8 @@ def load_agent(path, device: str = 'auto', **overrides) -> Agent:
     if card.get('kind') != 'agent': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not an agent')
     try:
         spaces = Spaces(**{k: tuple(v) if isinstance(v, list) else v for k, v in card['world']['spaces'].items()})
-        world = WORLDS[card['world']['kind']](spaces, max_gap=card['world']['max_gap'])
+        asked = {k: card['world'][k] for k in ('max_gap', 'features') if card['world'].get(k)}
+        world = WORLDS[card['world']['kind']](spaces, **asked)
         made, shape = DENOISERS[card.get('denoiser', 'transformer')]
         net, config = made(shape(**card['model'])), PlanConfig(**card['plan'])
         for part, m in dict(world=world, denoiser=net).items():
@@ -590,6 +591,7 @@ class PlannerRecipe:
     world_steps: int = None  # of the world's training; default 6000, of symbols 1200
     width: int = None        # of the denoiser; default 128 for vectors, 48 for maps
     depth: int = 5           # of a transformer
+    features: int = 0        # Fourier features of each number of a vector, where edges are sharp
     tokens: int = None       # of a window, at most; default 10 for vectors, 6 for maps
     batch: int = None        # windows; default 128 and 32, and more of windows of few tokens
     lr: float = 1e-3         # peak learning rate of the denoiser
@@ -599,12 +601,10 @@ class PlannerRecipe:
 
     def __post_init__(self):
         if self.radius is not None: check_positive(self.radius, 'radius')
-        if self.longest is not None: check_count(self.longest, 'longest', 4)
-        if self.world_steps is not None: check_count(self.world_steps, 'world_steps')
         check_positive(self.lr, 'lr'), check_between(self.ends, 'ends', 0, 1)
-        for name, least in dict(batch=1, tokens=2, patch=1).items():
+        for name, least in dict(longest=4, world_steps=1, batch=1, tokens=2, patch=1).items():
             if getattr(self, name) is not None: check_count(getattr(self, name), name, least)
-        ForcingConfig(width=128 if self.width is None else self.width, depth=self.depth)  # it knows which it can be
+        ForcingConfig(width=128 if self.width is None else self.width, depth=self.depth, features=self.features)
 
 def train_planner(
     data: Trajectories,
@@ -638,7 +638,7 @@ def train_planner(
     if world is None and Spaces.of(data).view == 'symbols':
         world = make_symbol_world(check_ends_pay(data, rewards), seed)
     world, world_run = fit_world(data, longest, steps_of_world(recipe, world), world, seed,
-                                 place('world.safetensors'), device, progress, max_gap=max(2, 2 * stride))
+                                 place('world.safetensors'), device, progress, max(2, 2 * stride), recipe.features)
     if isinstance(world, nn.Module): world.to(device)
     net, loss, batches, how = to_train(world, data, rewards, longest, steps, recipe, seed, device)
     if before is not None: net.load_state_dict(before)
@@ -660,20 +660,20 @@ def train_planner(
 
 def to_train(world, data, rewards, longest, steps, recipe, seed, device) -> tuple:
     "A denoiser for the tokens of a world, its loss, its batches, and fields of `TrainConfig`."
+    fast = dict(precision=cpu_precision()) if device.type == 'cpu' else {}
     if len(world.latent_shape) == 3:
-        good = check_ends_pay(data, rewards).terminated
-        good = good & (data.reward[data.action_start + data.length - 1] > 0)
+        good = check_ends_pay(data, rewards).terminated & (data.reward[data.action_start + data.length - 1] > 0)
         parts = field_parts(world, data, good, longest, steps, recipe.width or 48, seed, device,
                             recipe.tokens or 6, recipe.batch or 32)
         parts[2].ending = recipe.ends
-        return *parts, dict(leap=4., **(dict(precision=cpu_precision()) if device.type == 'cpu' else {}))
+        return *parts, dict(leap=4., **fast)
     config = DenoiserConfig(world.latent_shape[0], 0 if data.goal is None else data.goal.shape[1], data.action_dims,
-                            longest, recipe.width or 128, recipe.depth)
+                            longest, recipe.width or 128, recipe.depth, features=recipe.features)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = VectorDenoiser(config)
     return net, DenoisingLoss(world), token_batches(Windows(data, absorb=True), rewards, longest,
-                                                    recipe.tokens or 10, recipe.batch or 128), {}
+                                                    recipe.tokens or 10, recipe.batch or 128), fast
 
 # %% ../nbs/13_planner.ipynb #61889056
 def begin_with(path, data, rewards) -> tuple:

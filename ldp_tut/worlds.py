@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .board import check_count, check_positive
 from .data import Normaliser, Trajectories, Windows, make_any, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, shifted
-from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss
+from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss, with_features
 from .records import check_data, join_parts
 from .train import Run, TrainConfig, fingerprint, fit
 
@@ -157,18 +157,20 @@ class Motion(nn.Module):
         actions: int,   # outputs: logits, or numbers of a vector action
         max_gap: int,   # farthest pair an action is read from, in steps
         width: int = 256,
+        features: int = 0,  # of each number, for the steps between: walls may be thin
     ):
         super().__init__()
-        self.max_gap = max_gap
+        self.max_gap, self.features = max_gap, features
         self.inverse = mlp(2 * dim + 1, width, actions)
-        self.passage = mlp(2 * dim, width, 1)
+        self.passage = mlp(2 * dim * (1 + features), width, 1)
 
     def action(self, z, later, gap):  # gap int64 [B] -> [B, actions]
         share = gap.clamp(1, self.max_gap)[:, None].to(z) / self.max_gap
         return self.inverse(torch.cat([z, later - z, share], -1))
 
     def steps_between(self, z, later):  # -> [B], in units of max_gap steps
-        return F.softplus(self.passage(torch.cat([z, later], -1)))[:, 0]
+        both = with_features(torch.cat([z, later], -1), self.features)
+        return F.softplus(self.passage(both))[:, 0]
 
 def mlp(inputs, width, outputs):
     "Two hidden layers."
@@ -178,16 +180,21 @@ def mlp(inputs, width, outputs):
 # %% ../nbs/12b_worlds.ipynb #6ada785e
 class VectorWorld(nn.Module):
     "Tokens are normalised observations; the scene is the goal, in the same units."
-    def __init__(self, spaces: Spaces, centre=None, scale=None, max_gap: int = 16):
+    def __init__(self, spaces: Spaces, centre=None, scale=None, max_gap: int = 16,
+                 features: int = 0):
         super().__init__()
         D = spaces.shape[0]
         self.spaces, self.latent_shape, self.actions = spaces, (D,), spaces.actions
         self.normaliser = Normaliser(torch.zeros(D) if centre is None else centre,
                                      torch.ones(D) if scale is None else scale)
-        self.motion = Motion(D, spaces.actions or spaces.action_dims, max_gap)
+        self.motion = Motion(D, spaces.actions or spaces.action_dims, max_gap,
+                             features=features)
 
     @property
     def max_gap(self): return self.motion.max_gap
+
+    @property
+    def features(self): return self.motion.features
 
     def read(self, obs) -> Seen: return on(read_observation(obs, self.spaces), self.normaliser.centre.device)
     def scene(self, seen): return self.normaliser(seen.goal)
@@ -301,6 +308,7 @@ def make_world(
     data: Trajectories,
     seed: int = 0,
     max_gap: int = 16,  # steps over which an action is read off two tokens
+    features: int = 0,  # of vectors: Fourier features of each number, as in `ForcingConfig`
 ) -> nn.Module:
     "An untrained world for this data: `VectorWorld`, or `PixelWorld` for pictures. `ValueError` for grids of symbols."
     spaces = check_learnable(Spaces.of(data))
@@ -308,7 +316,7 @@ def make_world(
         torch.manual_seed(seed)
         if spaces.view != 'vector': return PixelWorld(spaces, max_gap=max_gap)
         n = Normaliser.gaussian(torch.from_numpy(data.observation))
-        return VectorWorld(spaces, n.centre, n.scale, max_gap)
+        return VectorWorld(spaces, n.centre, n.scale, max_gap, features)
 
 def check_learnable(spaces: Spaces) -> Spaces:
     "Raises `ValueError` for grids of symbols, whose numbers are names and not shades."
@@ -327,19 +335,21 @@ def fit_world(
     device: str = 'auto',
     progress: bool = True,
     max_gap: int = 16,
+    features: int = 0,      # of vectors
 ):                          # the frozen world, the `Run`
     """Learn everything a planner asks of a world.
 
     Raises `ValueError` for data it cannot learn from, before any training."""
     check_flat(data)
     if data.length.max() < 2: raise ValueError('every episode has a single step: there is nothing to plan')
-    world = make_world(data, seed, min(max_gap, longest)) if world is None else world
+    world = make_world(data, seed, min(max_gap, longest), features) if world is None else world
     check_world(world, data)
     if not any(p.requires_grad for p in getattr(world, 'parameters', list)()):
         return world, Run(world)  # nothing to learn
     batches = world_batches(Windows(data), longest, world.max_gap, 256 if data.observation.ndim == 2 else 128)
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, seed=seed, precision='no')
-    about = dict(data=fingerprint(data), longest=longest, max_gap=world.max_gap, world=type(world).__name__)
+    about = dict(data=fingerprint(data), longest=longest, max_gap=world.max_gap, world=type(world).__name__,
+                 features=getattr(world, 'features', 0))
     run = fit(world, world_loss, batches, config, path, device, progress, recipe=about)
     world.eval().requires_grad_(False)
     if hasattr(world, 'calibrate'): world.calibrate(data)
@@ -452,6 +462,7 @@ class DenoiserConfig:
     heads: int = 4
     levels: int = 100
     shift: float = 2.      # noise relative to the signal, times this
+    features: int = 0      # Fourier features of each number of a token
 
 # %% ../nbs/12b_worlds.ipynb #95cec8d5
 def check_go_together(world, denoiser, config, when=None):
@@ -484,7 +495,7 @@ class VectorDenoiser(nn.Module):
         c = self.config = config
         self.longest, self.schedule = c.longest, shifted(cosine_schedule(c.levels), c.shift)
         self.tokens = TokenTransformer(ForcingConfig(
-            c.token_dim, c.width, c.depth, c.heads, c.levels, max_time=2.5 * c.longest), self.schedule)
+            c.token_dim, c.width, c.depth, c.heads, c.levels, 2.5 * c.longest, features=c.features), self.schedule)
         head = lambda n: nn.Sequential(nn.Linear(c.width + c.scene_dim, 128), nn.GELU(), nn.Linear(128, n))
         self.heads = nn.ModuleDict(dict(reward=head(1), termination=head(1), action=head(c.actions)))
 

@@ -86,7 +86,8 @@ def test_every_denoiser_runs_forwards_and_backwards_without_reading_back(name, m
 @pytest.fixture()
 def vectors():
     spaces = Spaces('vector', (3,), goal=2, actions=4)
-    return VectorWorld(spaces), VectorDenoiser(DenoiserConfig(3, 2, 4, longest=30, width=32, depth=1))
+    config = DenoiserConfig(3, 2, 4, longest=30, width=32, depth=1, features=4)
+    return VectorWorld(spaces, features=4), VectorDenoiser(config)
 
 
 def step_of_training(net, world, spoil=lambda losses: losses):

@@ -21,7 +21,7 @@ from ldp_tut.planner import (
     ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
     believable, between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
 from ldp_tut.checkpoints import CheckpointError
-from ldp_tut.worlds import Seen, Spaces, Tried, VectorWorld, World, fit_world
+from ldp_tut.worlds import Motion, Seen, Spaces, Tried, VectorWorld, World, fit_world
 
 ROOT = Path(__file__).parent.parent
 
@@ -253,6 +253,25 @@ def test_an_agent_trained_saved_and_loaded_is_the_same(trained, data):
     assert agent.card['rewards']['kind'] == 'goal' and agent.card['denoiser'] == 'transformer'
 
 
+def test_features_are_saved_with_an_agent_and_make_thin_walls_seen(data, tmp_path):
+    train_planner(data, 2, out=tmp_path, world_steps=2, width=32, depth=1, features=4, progress=False)
+    again = load_agent(tmp_path / 'agent.safetensors').planner
+    assert again.world.features == again.denoiser.config.features == 4
+    assert again.world.motion.passage[0].in_features == 5 * 2 * data.observation.shape[1]
+    left = torch.rand(512, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    right = left + 0.1
+    over = ((left < 0) & (right > 0)).float()[:, 0]  # a wall at 0: one step to the right is far away there
+    def error(features):
+        torch.manual_seed(0)
+        net = Motion(1, 2, 4, 64, features)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
+        for _ in range(150):
+            loss = (net.steps_between(left, right) - over).pow(2).mean()
+            optimiser.zero_grad(); loss.backward(); optimiser.step()
+        return float(loss)
+    assert error(16) < 0.5 * error(0)
+
+
 @pytest.mark.parametrize('change', [dict(model=dict(token_dim=3)), dict(model=dict(nonsense=1)), dict(world=dict(kind='moon')), dict(kind='cat'),
                                     dict(plan=dict(wings=2)), dict(plan=dict(replan=9)), dict(plan=None), dict(model=None), dict(world=None)])
 def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path, change):
@@ -349,7 +368,7 @@ def test_nan_and_infinity_are_said_before_training_with_their_place(data, name, 
 
 @pytest.mark.parametrize('how, words', [(dict(radius=math.nan), 'radius must be a finite number'), (dict(radius=-1), 'radius must be positive'), (dict(longest=math.nan), 'longest must be an integer of at least 4, got nan'),
                                         (dict(minutes=math.nan), 'minutes must be a finite number'), (dict(seed=-1), 'seed must be'), (dict(steps=0), 'steps must be an integer'), (dict(world_steps=0), 'world_steps must be'),
-                                        (dict(width=30), 'width 30 must be'), (dict(depth=math.nan), 'depth must be')])
+                                        (dict(width=30), 'width 30 must be'), (dict(features=3), 'features come in pairs'), (dict(features=-2), 'features must be an integer'), (dict(depth=math.nan), 'depth must be')])
 def test_numbers_that_cannot_be_meant_are_refused_before_training(data, how, words, tmp_path, monkeypatch):
     def trained(*a, **k): raise AssertionError('the world was trained before the number was looked at')
     monkeypatch.setattr('ldp_tut.planner.fit_world', trained)
@@ -440,7 +459,8 @@ def boards_are_checked_elsewhere(monkeypatch):
 @pytest.fixture()
 def parts():
     spaces = Spaces('vector', (3,), goal=2, actions=4)
-    return VectorWorld(spaces), VectorDenoiser(DenoiserConfig(3, 2, 4, longest=30, width=32, depth=1))
+    config = DenoiserConfig(3, 2, 4, longest=30, width=32, depth=1, features=4)
+    return VectorWorld(spaces, features=4), VectorDenoiser(config)
 
 
 @pytest.mark.parametrize('when', sorted(set(WHEN) - {'arrival'}))  # that one asks a denoiser of maps: tests/test_field.py
