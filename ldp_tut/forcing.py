@@ -87,7 +87,7 @@ def fourier(
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 def with_features(x, features: int):
-    "Numbers [..., D], and so many sines and cosines of each: [..., D * (1 + features)]."
+    "Numbers [..., D], then sines and cosines of each: [..., D * (1 + features)]."
     if not features: return x
     return torch.cat([x, fourier(x, features, 8., .25).flatten(-2).to(x)], -1)
 
