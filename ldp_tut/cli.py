@@ -432,7 +432,8 @@ def train_any(a) -> dict:
     command = _command(r, **asked, denoiser=fits if a.denoiser == 'field' else None)
     agent.card |= dict(env_id=env_id, command=command, device=device,
                        commit=commit_of_package())
-    if r.spare: agent.card['data'] = agent.card['data'] | dict(spare=r.spare)
+    if r.spare: agent.card['data'] |= dict(spare=r.spare)
+    if not a.data: agent.card['data'] |= dict(policy=r.policy or usual_policy(env_id))
     path = save_agent(out / 'agent.safetensors', agent)
     keep = ('denoiser', 'data', 'seconds', 'command', 'commit', 'device')
     loss, told = last_loss(agent.history), {k: agent.card[k] for k in keep}

@@ -184,10 +184,10 @@ def test_the_commands_on_shipped_cards_are_still_understood():
         asked = cli.read_command(card['command'].split()[1:])
         assert cli.is_exact(asked) == (card['kind'] != 'agent')
         if card['kind'] == 'agent':
-            names = ('radius', 'world_steps', 'width', 'depth')
+            names = ('radius', 'world_steps', 'width', 'depth', 'features')
             mine = {n: getattr(asked.recipe, n) for n in names}
             mine['world_steps'] = mine['world_steps'] or 6000  # what no number comes to for vectors
-            assert mine == {n: card['recipe'][n] for n in names}
+            assert mine == {n: card['recipe'].get(n, 0) for n in names}  # older cards know of no features
             assert (asked.env, asked.seed, asked.recipe.steps) == (card['env_id'], card['seed'], card['steps'])
             for n in ('tokens', 'batch', 'lr', 'longest'):
                 if getattr(asked.recipe, n) is not None and n in card['recipe']: assert getattr(asked.recipe, n) == card['recipe'][n]
