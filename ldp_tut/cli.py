@@ -104,9 +104,8 @@ class AnyRecipe(Played):
     ends: float = 0.             # of maps: share of windows drawn to an episode's end
     # a checkpoint of maps, name or file: keep its world, train its denoiser on
     start_from: str | None = None
-    # pictures: cut them into patches of so many pixels, few of which differ; rooms are
-    # then drawn as pixels
-    patch: int | None = None
+    patch: int | None = None     # pixels: sides of patches, which are symbols then
+    window: bool = False         # of symbols: read only where something is
 
 # %% ../nbs/21_command_line.ipynb #7ca02ad7
 @dataclass(frozen=True)
@@ -397,15 +396,15 @@ def _check_same_data(folder, have, about):
 def world_and_data(a) -> tuple:
     "A run's folder, data and their spaces, and the environment's id, or None."
     from ldp_tut.data import make_any
-    from ldp_tut.rooms import cut_as_asked, how_to_see
+    from ldp_tut.rooms import cut_as_stored, how_to_see
     from ldp_tut.worlds import Spaces, check_environment
     name = a.env or Path(a.data.rstrip('/')).name.replace('minari:', '')
     kind = '' if a.method == 'far-future' else f'-{a.method}'
     out = Path(a.out or f'runs/{name}{kind}')
     _writable(out)
     data, env_id = data_for(a, out)
-    patch, stored = getattr(a.recipe, 'patch', None), None if a.data else out / 'data'
-    data, world = cut_as_asked(data, patch, a.seed, stored)
+    cut = [getattr(a.recipe, n, None) for n in ('patch', 'window')]
+    data, world = cut_as_stored(data, *cut, a.seed, None if a.data else out / 'data')
     spaces = Spaces.of(data) if world is None else world.spaces
     if env_id: check_environment(make_any(env_id, **how_to_see(env_id, spaces)), spaces)
     return out, data, world, spaces, env_id

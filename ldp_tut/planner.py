@@ -28,10 +28,10 @@ from .board import (ORDERS, between_times, check_between, check_count, check_fin
 from .checkpoints import CheckpointError, file_sha256, load_checkpoint, save_checkpoint
 from .data import Trajectories, Windows, data_card
 from .ddpm import add_noise, sample, seeded_noise
-from .field import (FieldConfig, FieldDenoiser, PatchWorld, SymbolWorld, cpu_precision, cut_up, field_parts,
-                           growing, kinds_in, make_symbol_world)
+from .field import FieldConfig, FieldDenoiser, field_parts, growing
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
+from .maps import PatchWorld, SymbolWorld, WindowWorld, cpu_precision, cut_as_asked, kinds_in
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
                             VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
@@ -228,9 +228,8 @@ def first_passage(planner, z0, scene, far: Far, among=believable) -> Destination
     net, N = planner.denoiser, far.n.shape[1]
     if hasattr(net, 'steps_between'): steps = net.steps_between(z0, far.z, scene)
     else:
-        now = z0.repeat_interleave(N, 0)
-        steps = planner.world.steps_between(now, far.z.flatten(0, 1))
-        steps = steps.view_as(far.reward)
+        steps = planner.world.steps_between(
+            z0.repeat_interleave(N, 0), far.z.flatten(0, 1)).view_as(far.reward)
     steps = steps.masked_fill(~among(planner, z0, scene, far), torch.inf)
     return Destination.of(far, steps.argmin(1), _hasty(planner, steps), steps)
 
@@ -534,7 +533,7 @@ class Agent:
             self.delay, self.left = self.delay[list(rows)], self.left[list(rows)]
 
 # %% ../nbs/13_planner.ipynb #d6a004b7
-WORLDS = dict(vector=VectorWorld, pixels=PixelWorld, symbols=SymbolWorld, patches=PatchWorld)
+WORLDS = dict(vector=VectorWorld, pixels=PixelWorld, symbols=SymbolWorld, patches=PatchWorld, window=WindowWorld)
 DENOISERS = dict(transformer=(VectorDenoiser, DenoiserConfig), field=(FieldDenoiser, FieldConfig))
 
 def denoiser_kind(net):
@@ -546,8 +545,7 @@ def save_agent(path, agent: Agent):
 
     Raises `ValueError` for parts of one's own, which cannot be made anew from a card."""
     world, net = agent.planner.world, agent.planner.denoiser
-    kind = next((k for k, c in WORLDS.items() if type(world) is c), None)
-    denoiser = denoiser_kind(net)
+    kind, denoiser = next((k for k, c in WORLDS.items() if type(world) is c), None), denoiser_kind(net)
     if kind is None or denoiser is None:
         ours = ', '.join(c.__name__ for c in (*WORLDS.values(), *(c for c, _ in DENOISERS.values())))
         raise ValueError(f'only agents made of {ours} are saved whole; save the weights of '
@@ -598,10 +596,12 @@ class PlannerRecipe:
     ends: float = 0.         # of maps: share of windows drawn to come to an episode's end
     start_from: str = None   # an agent's checkpoint: keep its world, train its denoiser on; of maps
     patch: int = None        # of pictures: cut them into patches of so many pixels, which are symbols then
+    window: bool = False     # of symbols: read only the part of a picture where something is
 
     def __post_init__(self):
         if self.radius is not None: check_positive(self.radius, 'radius')
         check_positive(self.lr, 'lr'), check_between(self.ends, 'ends', 0, 1)
+        if self.patch and self.window: raise ValueError('patch and window both say what is read: choose one')
         for name, least in dict(longest=4, world_steps=1, batch=1, tokens=2, patch=1).items():
             if getattr(self, name) is not None: check_count(getattr(self, name), name, least)
         ForcingConfig(width=128 if self.width is None else self.width, depth=self.depth, features=self.features)
@@ -623,7 +623,8 @@ def train_planner(
     A run in `out` is gone on with by the same data and recipe alone: `CheckpointError` names what differs."""
     recipe, steps, seed = PlannerRecipe(**recipe), check_count(steps, 'steps'), check_count(seed, 'seed', 0)
     rewards = Rewards.of(check_flat(data), recipe.radius)
-    if recipe.patch and world is None: data, world = cut_up(check_ends_pay(data, rewards), recipe.patch, seed)
+    if world is None: data, world = cut_as_asked(data, recipe.patch, recipe.window, seed)
+    if isinstance(world, SymbolWorld): check_ends_pay(data, rewards)
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest, recipe.ends)
@@ -634,9 +635,7 @@ def train_planner(
     if recipe.start_from: about['start_from'] = f'{Path(recipe.start_from).name} {file_sha256(recipe.start_from)[:16]}'
     begun = check_recipe(place('denoiser.safetensors'), about)
     device, before = pick_device(device), None
-    if recipe.start_from: before, world = begin_with(recipe.start_from, data, rewards)
-    if world is None and Spaces.of(data).view == 'symbols':
-        world = make_symbol_world(check_ends_pay(data, rewards), seed)
+    if recipe.start_from: before, world = begin_with(recipe.start_from, data, rewards, world)
     world, world_run = fit_world(data, longest, steps_of_world(recipe, world), world, seed,
                                  place('world.safetensors'), device, progress, max(2, 2 * stride), recipe.features)
     if isinstance(world, nn.Module): world.to(device)
@@ -676,20 +675,20 @@ def to_train(world, data, rewards, longest, steps, recipe, seed, device) -> tupl
                                                     recipe.tokens or 10, recipe.batch or 128), fast
 
 # %% ../nbs/13_planner.ipynb #61889056
-def begin_with(path, data, rewards) -> tuple:
+def begin_with(path, data, rewards, world) -> tuple:
     "Weights of a trained denoiser of maps, and its world, for data that show the same kinds of cells."
-    agent, spaces = load_agent(path, 'cpu'), Spaces.of(check_ends_pay(data, rewards))
-    theirs = agent.planner.world
+    theirs, spaces = (agent := load_agent(path, 'cpu')).planner.world, Spaces.of(check_ends_pay(data, rewards))
     if denoiser_kind(agent.planner.denoiser) != 'field' or spaces.view != 'symbols':
         raise ValueError(f'{path} must denoise maps to be gone on with, and data show symbols; these are {spaces.view}')
+    if type(theirs) is not type(world):
+        raise ValueError(f'{path} reads by a {type(theirs).__name__}, not by a {type(world).__name__}: see `window`')
     new = set(map(tuple, kinds_in(data.observation).tolist())) - set(map(tuple, theirs.kinds.tolist()))
     if new: raise ValueError(f'{path} has never seen cells of these kinds, which the data show: {sorted(new)}')
-    world = SymbolWorld(replace(spaces, kinds=len(theirs.kinds)), theirs.kinds, max_gap=theirs.max_gap)
+    world = type(world)(replace(world.spaces, kinds=len(theirs.kinds)), theirs.kinds, max_gap=theirs.max_gap)
     world.load_state_dict(theirs.state_dict())
     return agent.planner.denoiser.state_dict(), world.requires_grad_(False)
 
 def steps_of_world(recipe, world): return recipe.world_steps or (1200 if isinstance(world, SymbolWorld) else 6000)
-
 def default_longest(data): return int(np.clip(np.quantile(data.length, 0.9) // 2, 4, 512))
 
 def default_plan(rewards: Rewards, stride: int, net=None) -> PlanConfig:

@@ -67,6 +67,7 @@ class Spaces:
     high: tuple = ()
     kinds: int = 0          # of symbols and patches: how many different cells there are
     patch: int = 0          # of pictures cut into patches: pixels of their sides
+    window: tuple = ()      # of symbols read through a window: its rows and columns
 
     @classmethod
     def of(cls,

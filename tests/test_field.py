@@ -12,14 +12,14 @@ from PIL import Image
 from ldp_tut.cli import main
 from ldp_tut.data import Trajectories, as_frames, collect
 from ldp_tut.envs import draw_pixels, layouts, room_seeds, shortest_plan
-from ldp_tut.field import (FieldConfig, FieldDenoiser, PatchWorld, cut_up, each_once, field_offsets, field_parts, in_patches, kinds_in,
-                           make_symbol_world, steps_said)
+from ldp_tut.field import FieldConfig, FieldDenoiser, each_once, field_offsets, field_parts, steps_said
+from ldp_tut.maps import kinds_in, make_symbol_world
 from ldp_tut.planner import Agent, FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
 from ldp_tut.rooms import in_pixels, next_pictures_lawful, rooms_of, shown_to, walk_rooms
 from ldp_tut.worlds import Spaces, fit_world
 
 G = lambda s=0: torch.Generator().manual_seed(s)
-FIELD = Path(__file__).resolve().parent.parent / 'ldp_tut' / 'field.py'
+CODE = Path(__file__).resolve().parent.parent / 'ldp_tut'
 
 
 def walkers(episodes=12, steps=14, size=5, seed=0, goal=True):
@@ -52,8 +52,10 @@ def parts():
     return data, world, net, loss, batches
 
 
-def test_it_names_no_environment_and_nothing_that_moves():
-    words = re.findall(r'[a-z]+', re.sub(r'""".*?"""|"[^"\n]*"|#.*', '', FIELD.read_text().split('# %%', 2)[2], flags=re.S).lower())
+@pytest.mark.parametrize('module', ['maps', 'field'])
+def test_they_name_no_environment_and_nothing_that_moves(module):
+    text = (CODE / f'{module}.py').read_text().split('# %%', 2)[2]
+    words = re.findall(r'[a-z]+', re.sub(r'""".*?"""|"[^"\n]*"|#.*', '', text, flags=re.S).lower())
     assert not set(words) & {'minigrid', 'gridtwin', 'agent', 'wall', 'door', 'mover', 'goal', 'key', 'neighbours', 'exact', 'envs'}
 
 
@@ -333,47 +335,6 @@ def test_a_learned_planner_is_filmed_in_rooms_and_says_how_it_walked(tmp_path, c
     with Image.open(tmp_path / 'film.gif') as film: assert film.n_frames > 20 and film.size[0] > 200
     assert main(['plan', '--checkpoint', 'pointmaze-medium', '--gif', f'{tmp_path}/no.gif']) == 1
     assert 'films are made of rooms' in capsys.readouterr().err and not (tmp_path / 'no.gif').exists()
-
-
-def tiled(data, side=3, seed=1):
-    "The same walkers, every cell drawn as a tile of random pixels."
-    kinds = np.unique(data.observation.reshape(-1, data.observation.shape[-1]), axis=0)
-    tile = np.random.default_rng(seed).integers(0, 256, (len(kinds), side, side, 3), dtype=np.uint8)
-    which = (data.observation[..., None, :] == kinds).all(-1).argmax(-1)                       # [N, rows, cols]
-    N, rows, cols = which.shape
-    return replace(data, observation=tile[which].swapaxes(2, 3).reshape(N, side * rows, side * cols, 3)), which, tile
-
-
-def test_pictures_cut_into_patches_are_the_symbols_they_were_drawn_from():
-    data, which, tile = tiled(walkers(6))
-    patches, names = in_patches(np.array_split(data.observation, 4), 3)
-    assert names.shape == (*which.shape, 1) and len(patches) == len(np.unique(which))
-    assert (patches[names[..., 0]] == tile[which]).all(), 'every name is put back as the tile it stands for'
-    with pytest.raises(ValueError, match='more than 2 different patches of 3 x 3'): in_patches([data.observation], 3, most=2)
-    with pytest.raises(ValueError, match='15 x 15 pixels cannot be cut into patches of 4 x 4'): in_patches([data.observation], 4)
-
-
-def test_a_world_of_patches_reads_pictures_of_any_size_through_a_little_noise_and_shows_them_again():
-    data, world = cut_up(tiled(walkers(6))[0], 3)
-    pictures = torch.from_numpy(tiled(walkers(6))[0].observation[:9])
-    seen = world.read(pictures.numpy())
-    assert torch.equal(seen.state, torch.from_numpy(data.observation[:9])) and world.latent_shape == (8, 5, 5)
-    assert torch.equal(world.decode(world.encode(seen)), pictures)
-    noisy = pictures.float() + 9 * torch.randn(pictures.shape, generator=G())
-    assert torch.equal(world.read(noisy.clamp(0, 255).to(torch.uint8).numpy()).state, seen.state)
-    assert world.read(pictures[:, :6, :9].numpy()).state.shape == (9, 2, 3, 1)
-    with pytest.raises(ValueError, match='cannot be cut'): world.read(pictures[:, :7].numpy())
-
-
-def test_a_planner_of_patches_is_trained_saved_and_loaded_whole(tmp_path):
-    pictures = tiled(walkers(20))[0]
-    agent = train_planner(pictures, 3, out=tmp_path, patch=3, longest=6, world_steps=5, width=8, batch=4, device='cpu', progress=False)
-    again = load_agent(tmp_path / 'agent.safetensors', 'cpu')
-    assert type(again.planner.world) is PatchWorld and again.card['world']['kind'] == 'patches'
-    assert torch.equal(again.planner.world.patches, agent.planner.world.patches)
-    obs = pictures.observation[:2]
-    assert (agent.begin([1, 2]).act_batch(obs) == again.begin([1, 2]).act_batch(obs)).all()
-    with pytest.raises(ValueError, match='patches are cut from pictures'): cut_up(replace(pictures, observation=np.zeros((len(pictures.observation), 4), np.float32)), 3)
 
 
 def test_rooms_seen_as_pixels_are_walked_judged_and_filmed_as_those_of_symbols(tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_a_chapter_has_at_most_70_code_cells(path):
 
 FIT_A_PAGE = [
     '00_notation', '01_ddpm', '02_score', '03_guidance', '04_envs', '05_trajectories', '06_training', '07_diffuser', '08_blocks',
-    '09_forcing', '10_policy', '10b_sight', '11_latent_diffuser', '11b_swimmer', '12c_field', '14_exact', '14b_chain_planner',
+    '09_forcing', '10_policy', '10b_sight', '11_latent_diffuser', '11b_swimmer', '12c_maps', '12d_field', '14_exact', '14b_chain_planner',
     '14c_chain_training', '15b_while_you_read', '17_benchmark', '19_reading', '20_own_world', '20b_methods', '20c_reports',
     '21_command_line', '94_stores', '95_records']  # the others are still to be mended
 

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from test_fake_device import DEVICE, faked
 from ldp_tut.data import Trajectories
 from ldp_tut.ddpm import cosine_schedule
-from ldp_tut.field import FieldConfig, FieldDenoiser, SymbolWorld
+from ldp_tut.field import FieldConfig, FieldDenoiser
+from ldp_tut.maps import SymbolWorld
 from ldp_tut.forcing import Prediction
 from ldp_tut.planner import (
     ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
