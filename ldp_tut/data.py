@@ -46,28 +46,31 @@ class RandomWalk:
 def random_cells(
     cells: torch.Tensor,     # uint8 [N, W, H, 3]
     generator: torch.Generator,
+    start: torch.Tensor = None,  # int64 [N, 2]: only what can be walked to from here
 ) -> torch.Tensor:           # int64 [N, 2]
     "A uniformly random free cell of each room."
     kind = cells[..., 0]
-    free = ((kind == EMPTY) | (kind == FLOOR) | (kind == GOAL)).flatten(1)
-    pick = torch.multinomial(free.float(), 1, generator=generator)[:, 0]
+    free = (kind == EMPTY) | (kind == FLOOR) | (kind == GOAL)
+    if start is not None: free &= distance_to(cells, start).amin(1) < FAR
+    pick = torch.multinomial(free.flatten(1).float(), 1, generator=generator)[:, 0]
     return torch.stack([pick // cells.shape[2], pick % cells.shape[2]], -1)
 
 # %% ../nbs/05_trajectories.ipynb #6a23b92a
 class Wander:
-    """Walks to uniformly random free cells by a shortest way, one after another.
+    """Walks to uniformly random cells it can get to by a shortest way, one by one.
 
     The goal is a cell like any other, never sought. `slip` is the chance of a uniformly
     random move instead, so that mistakes and walls are in the data too."""
     def __init__(self, room: GridTwin, generator: torch.Generator, slip: float = 0.1):
         self.room, self.generator, self.slip = room, generator, slip
-        self.target = random_cells(room.cells, generator)
+        self.target = random_cells(room.cells, generator, room.pose[:, :2])
         self.distance = distance_to(room.cells, self.target)
 
     def begin(self, which: torch.Tensor):  # bool [N]
         "New targets in some of the rooms."
-        self.target[which] = random_cells(self.room.cells[which], self.generator)
-        self.distance[which] = distance_to(self.room.cells[which], self.target[which])
+        cells, here = self.room.cells[which], self.room.pose[which, :2]
+        self.target[which] = random_cells(cells, self.generator, here)
+        self.distance[which] = distance_to(cells, self.target[which])
 
     def __call__(self):
         room, N, g = self.room, len(self.room), self.generator

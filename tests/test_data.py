@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldp_tut.data import (Normaliser, Slices, Windows, as_frames, as_vectors, collect, collect_rooms, data_card, random_offsets, relabel, returns_to_go,
+from ldp_tut.data import (Normaliser, Slices, Windows, as_frames, as_vectors, collect, collect_rooms, data_card, random_cells, random_offsets, relabel, returns_to_go,
                           wander_blocks, wander_maze)
-from ldp_tut.envs import BlockTable, MazeMap, make_env, point_mazes
+from ldp_tut.envs import FAR, BlockTable, MazeMap, distance_to, layouts, make_env, point_mazes
 from ldp_tut.records import FIELDS, Episodes, Trajectories, action_reader, observation_reader, select
 from ldp_tut.store import StoreError, TrajectoryStore, file_sum, from_folder, from_minari, to_folder, to_minari
 
@@ -839,3 +839,16 @@ def test_folders_of_odd_files(tmp_path):
     np.savez(tmp_path / 'e2.npz', **(good | dict(observation=np.zeros((2, 2)))))
     with pytest.warns(UserWarning, match='1 of 3 episodes .* lack the observation'): data = from_folder(tmp_path)
     assert data.length.tolist() == [2, 2, 1] and data.terminated.tolist() == [True, True, False]
+
+
+def test_a_wanderer_goes_where_it_can_get_to_and_so_through_a_door():
+    "A sheet of nothing around two small rooms is free, too; who aims there stays in the first room, walking at random."
+    rooms = collect('MiniGrid-MultiRoom-N2-S4-v0', 'wander', 100, progress=False)
+    assert (rooms.change[..., 0] >= 0).any(1).mean() > 0.95 and rooms.success.mean() > 0.6
+    room = layouts('MiniGrid-MultiRoom-N2-S4-v0', range(50))
+    start, i = room.pose[:, :2], torch.arange(50)
+    drawn = torch.stack([random_cells(room.cells, torch.Generator().manual_seed(s), start) for s in range(20)])
+    for target in drawn: assert (distance_to(room.cells, target)[i, room.pose[:, 2], start[:, 0], start[:, 1]] < FAR).all()
+    assert len({tuple(t) for t in drawn[:, 0].tolist()}) > 4, 'in both rooms'
+    sheet = torch.stack([random_cells(room.cells, torch.Generator().manual_seed(s)) for s in range(5)])
+    assert (distance_to(room.cells, sheet[0])[i, room.pose[:, 2], start[:, 0], start[:, 1]] >= FAR).any()
