@@ -625,6 +625,7 @@ def train_planner(
     rewards = Rewards.of(check_flat(data), recipe.radius)
     if world is None: data, world = cut_as_asked(data, recipe.patch, recipe.window, seed)
     if isinstance(world, SymbolWorld): check_ends_pay(data, rewards)
+    if recipe.features and isinstance(world, SymbolWorld): raise ValueError('features are of vectors, not of maps')
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest, recipe.ends)

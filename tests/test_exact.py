@@ -384,7 +384,7 @@ def test_a_window_follows_the_rooms():
 def test_pixels_and_symbols_have_the_same_window():
     stored = collect('MiniGrid-MultiRoom-N2-S4-v0', 'wander', 60, seed=0, progress=False)
     doors, pictures = Windows(stored), Windows(stored, view='rgb')
-    symbols, pixels = (make_world(w, window=True, frames=100) for w in (doors, pictures))
+    symbols, pixels = (make_world(w, window=True, frames=1000) for w in (doors, pictures))
     e, t = doors.draw(16, torch.Generator().manual_seed(1))
     assert pixels.config.obs_shape == (200, 200, 3) and symbols.config.obs_shape == (25, 25, 3)
     assert (pixels.config.width, pixels.config.height, pixels.config.frame) == (symbols.config.width, symbols.config.height, symbols.config.frame)
