@@ -323,7 +323,7 @@ def check_learnable(spaces: Spaces) -> Spaces:
     "Raises `ValueError` for grids of symbols, whose numbers are names and not shades."
     if spaces.view != 'symbols': return spaces
     raise ValueError(f'pictures {list(spaces.shape)} made of so few different cells are grids of symbols, and their '
-                     'numbers are names, not shades: take `field.make_symbol_world`, or record pixels')
+                     'numbers are names, not shades: take `maps.make_symbol_world`, or record pixels')
 
 # %% ../nbs/12b_worlds.ipynb #c71686f0
 def fit_world(

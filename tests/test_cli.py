@@ -186,8 +186,9 @@ def test_the_commands_on_shipped_cards_are_still_understood():
         if card['kind'] == 'agent':
             names = ('radius', 'world_steps', 'width', 'depth', 'features')
             mine = {n: getattr(asked.recipe, n) for n in names}
-            mine['world_steps'] = mine['world_steps'] or 6000  # what no number comes to for vectors
-            assert mine == {n: card['recipe'].get(n, 0) for n in names}  # older cards know of no features
+            theirs = {n: card['recipe'].get(n, 0) for n in names}  # older cards know of no features
+            for d in (mine, theirs): d['world_steps'] = d['world_steps'] or 6000  # what no number comes to for vectors
+            assert mine == theirs and asked.recipe.window == card['recipe'].get('window', False)
             assert (asked.env, asked.seed, asked.recipe.steps) == (card['env_id'], card['seed'], card['steps'])
             for n in ('tokens', 'batch', 'lr', 'longest'):
                 if getattr(asked.recipe, n) is not None and n in card['recipe']: assert getattr(asked.recipe, n) == card['recipe'][n]
