@@ -6,8 +6,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['BUSY', 'plain_name', 'plain_state', 'load_plain', 'CheckpointError', 'card_text', 'untied', 'check_checkpoint_path',
-           'save_checkpoint', 'load_checkpoint', 'load_weights', 'DownloadError', 'cache_folder', 'check_file',
-           'file_sha256', 'download', 'checkpoint_shelf', 'list_pretrained', 'find_checkpoint', 'commit_of_package']
+           'save_checkpoint', 'load_checkpoint', 'as_it_was', 'load_weights', 'DownloadError', 'cache_folder',
+           'check_file', 'file_sha256', 'download', 'checkpoint_shelf', 'list_pretrained', 'find_checkpoint',
+           'commit_of_package']
 
 # %% ../nbs/93_checkpoints.ipynb #c93a0005
 import hashlib
@@ -140,6 +141,10 @@ def load_checkpoint(
     except (SafetensorError, json.JSONDecodeError, OSError) as e:
         raise CheckpointError(f'{path} is damaged or cut off ({e}); delete it and '
                               'train or download it again') from e
+
+def as_it_was(fields: dict) -> dict:
+    "Fields of a configuration as a card holds them: its lists were tuples."
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
 
 def load_weights(model: nn.Module, tensors: dict, path):
     """Load weights that came from `path`; `CheckpointError` when they are another

@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/maps.html.md"""
 # %% auto #0
 __all__ = ['SymbolWorld', 'MapMotion', 'named', 'looked', 'told_apart', 'cpu_precision', 'kinds_in', 'make_symbol_world',
            'PatchWorld', 'in_patches', 'check_patch', 'cut_up', 'make_patch_world', 'WindowWorld', 'corner_of',
-           'through_window', 'windowed', 'cut_as_asked']
+           'window_at', 'through_window', 'windowed', 'cut_as_asked']
 
 # %% ../nbs/12c_maps.ipynb #12cm0005
 from dataclasses import replace
@@ -43,8 +43,8 @@ class SymbolWorld(nn.Module):
 
     def part(self, pictures): return pictures  # what is read of them
     def read(self, obs) -> Seen:
-        seen = on(read_observation(obs, self.spaces), self.codes_raw.device)
-        return seen._replace(state=self.part(seen.state))
+        seen = read_observation(obs, self.spaces)
+        return on(seen._replace(state=self.part(seen.state)), self.codes_raw.device)
 
     def index(self,
         state,  # uint8 [..., rows, cols, channels]
@@ -117,6 +117,7 @@ def told_apart(codes, generator, draws: int = 64, noise: float = 0.8):
     e = torch.randn(len(which), codes.shape[1], generator=generator, device=codes.device)
     return F.cross_entropy((codes[which] + noise * e) @ codes.T, which)
 
+# %% ../nbs/12c_maps.ipynb #ba5d32am
 def cpu_precision() -> str:
     "'bf16' where a processor multiplies in it by instructions of its own: convolutions are then twice as fast."
     return 'bf16' if fast_bf16(torch.device('cpu')) else 'no'
@@ -192,6 +193,7 @@ def in_patches(parts, patch: int, most: int = 255) -> tuple:
             names.append(name[where][..., None].numpy())
     return torch.stack(found).numpy(), np.concatenate(names)
 
+# %% ../nbs/12c_maps.ipynb #2cf0017m
 def check_patch(shape, patch):
     "`ValueError` unless pictures [N, channels, rows, cols] can be cut into whole patches."
     rows, cols = shape[-2:]
@@ -232,24 +234,29 @@ class WindowWorld(SymbolWorld):
 # %% ../nbs/12c_maps.ipynb #12cf0022
 def corner_of(pictures, empty) -> tuple:
     "Of what is not `empty` in uint8 [N, rows, cols, channels]: its first row and column, and its extent; int64 [N, 2]."
-    there = (pictures != empty).any(-1)
+    there = (pictures != empty.to(pictures.device)).any(-1)
     lines = (there.any(2), there.any(1))
     first = torch.stack([t.int().argmax(1) for t in lines], 1)
     last = torch.stack([t.shape[1] - t.flip(1).int().argmax(1) for t in lines], 1)
     return first, (last - first) * there.flatten(1).any(1, keepdim=True)
 
-def through_window(pictures, empty, window: tuple):
-    "The part of pictures uint8 [N, rows, cols, channels] where something is, uint8 [N, *window, channels]."
+def window_at(pictures, empty, window: tuple):
+    "The first row and column of the window of each picture, int64 [N, 2]. `ValueError` where more is in a picture."
     first, extent = corner_of(pictures, empty)
     size, most = torch.tensor(pictures.shape[1:3]), extent.amax(0).cpu()
     if (most > torch.tensor(window)).any() or (size < torch.tensor(window)).any():
         raise ValueError(f'this world reads windows of {list(window)} cells, and something is in {most.tolist()} of '
                          f'{size.tolist()}: train in pictures like these')
-    first = first.minimum(size.to(first) - torch.tensor(window).to(first))
+    return first.minimum((size - torch.tensor(window)).to(first))
+
+def through_window(pictures, empty, window: tuple):
+    "The part of pictures uint8 [N, rows, cols, channels] where something is, uint8 [N, *window, channels]."
+    first = window_at(pictures, empty, window)
     row, col = (first[:, i, None] + torch.arange(n, device=first.device) for i, n in enumerate(window))
     n = torch.arange(len(pictures), device=first.device)[:, None, None]
     return pictures[n, row[:, :, None], col[:, None]]
 
+# %% ../nbs/12c_maps.ipynb #2cf0022m
 def windowed(data: Trajectories, seed: int = 0, max_gap: int = 4) -> tuple:
     "Data whose pictures are given by their windows, and an untrained `WindowWorld`. `ValueError` where windows move."
     spaces = Spaces.of(data)
@@ -274,6 +281,7 @@ def windowed(data: Trajectories, seed: int = 0, max_gap: int = 4) -> tuple:
     world.empty.copy_(empty)
     return data, world
 
+# %% ../nbs/12c_maps.ipynb #2cf0022n
 def cut_as_asked(data: Trajectories, patch: int = None, window: bool = False, seed: int = 0) -> tuple:
     """Data whose pictures are cut into patches, or to windows, or left as they are, and an untrained world that reads
     them so; no world of vectors, and of pictures that are not made of symbols."""

@@ -25,7 +25,7 @@ from torch import nn
 
 from .board import (ORDERS, between_times, check_between, check_count, check_finite, check_positive,
                            context_board, full_board, horizons, run_on, settling_board)
-from .checkpoints import CheckpointError, file_sha256, load_checkpoint, save_checkpoint
+from .checkpoints import CheckpointError, as_it_was, file_sha256, load_checkpoint, save_checkpoint
 from .data import Trajectories, Windows, data_card
 from .ddpm import add_noise, sample, seeded_noise
 from .field import FieldConfig, FieldDenoiser, field_parts, growing
@@ -566,7 +566,7 @@ def load_agent(path, device: str = 'auto', **overrides) -> Agent:
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'agent': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not an agent')
     try:
-        spaces = Spaces(**{k: tuple(v) if isinstance(v, list) else v for k, v in card['world']['spaces'].items()})
+        spaces = Spaces(**as_it_was(card['world']['spaces']))
         asked = {k: card['world'][k] for k in ('max_gap', 'features') if card['world'].get(k)}
         world = WORLDS[card['world']['kind']](spaces, **asked)
         made, shape = DENOISERS[card.get('denoiser', 'transformer')]

@@ -27,7 +27,7 @@ from torch import nn
 
 from .board import as_floats, check_between, check_choice, check_count, check_positive, check_seeds, full_board
 from .book import asset
-from .checkpoints import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from .checkpoints import CheckpointError, as_it_was, load_checkpoint, load_weights, save_checkpoint
 from .data import Normaliser, Windows, random_cells
 from .ddpm import add_noise, convert, cosine_schedule, last, sample, seeded_noise
 from .diffuser import ResidualBlock, Stages, check_width
@@ -507,7 +507,7 @@ def load_policy(path) -> Policy:
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'policy':
         raise CheckpointError(f'{path} is not a policy (it is a {card.get("kind")!r})')
-    had = {n: tuple(v) if isinstance(v, list) else v for n, v in card['config'].items()}
+    had = as_it_was(card['config'])
     try: model = POLICIES_BY_NAME[card['policy']](PolicyConfig(**had))
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f'{path} has no usable configuration ({e})') from e

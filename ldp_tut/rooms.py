@@ -20,7 +20,7 @@ from .board import check_count
 from .data import as_frames
 from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, GridTwin, draw_pixels, layouts, optimal_steps, room_seeds,
                           shortest_plan)
-from .maps import corner_of, cut_as_asked, in_patches, make_patch_world
+from .maps import cut_as_asked, in_patches, make_patch_world, window_at
 from .planner import FarFuturePlanner
 from .records import FIELDS, Episodes
 from .store import TrajectoryStore
@@ -187,8 +187,8 @@ def in_whole_room(world, twin, maps) -> np.ndarray:
     "Maps [H, rows, cols] of what a world reads of the first of some rooms, put where that is."
     if not world.spaces.window: return maps
     whole = np.zeros((len(maps), *twin.cells.shape[1:3]), maps.dtype)
-    (row, col), (rows, cols) = corner_of(twin.observe()[:1], world.empty.cpu())[0][0].tolist(), maps.shape[1:]
-    row, col = min(row, whole.shape[1] - rows), min(col, whole.shape[2] - cols)
+    (rows, cols), at = world.spaces.window, window_at(twin.observe()[:1], world.empty, world.spaces.window)
+    row, col = at[0].tolist()
     whole[:, row:row + rows, col:col + cols] = maps
     return whole
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .board import check_choice, check_count, check_seeds
-from .checkpoints import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from .checkpoints import CheckpointError, as_it_was, load_checkpoint, load_weights, save_checkpoint
 from .data import Normaliser
 from .policy import POLICIES_BY_NAME, ActionWindows, PolicyConfig, Receding, make_pusht, pusht_record
 from .records import Trajectories
@@ -203,9 +203,8 @@ def load_seeing(path) -> SeeingPolicy:
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'policy of pictures':
         raise CheckpointError(f'{path} is not a policy of pictures (it is a {card.get("kind")!r})')
-    plain = lambda had: {n: tuple(v) if isinstance(v, list) else v for n, v in had.items()}
     try:
-        config, sight = PolicyConfig(**plain(card['config'])), SightConfig(**plain(card['sight']))
+        config, sight = PolicyConfig(**as_it_was(card['config'])), SightConfig(**as_it_was(card['sight']))
         model = SeeingPolicy(POLICIES_BY_NAME[card['policy']], config, sight)
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f'{path} has no usable configuration ({e})') from e

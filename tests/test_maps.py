@@ -11,6 +11,7 @@ from ldp_tut.maps import (PatchWorld, SymbolWorld, WindowWorld, corner_of, cut_a
                           windowed)
 from ldp_tut.planner import PlannerRecipe, load_agent, train_planner
 from ldp_tut.rooms import in_whole_room, walk_rooms
+from test_fake_device import DEVICE, faked
 from test_field import walkers
 
 G = lambda s=0: torch.Generator().manual_seed(s)
@@ -84,6 +85,18 @@ def test_a_window_is_found_wherever_it_is_and_holds_what_was_put_there():
     assert (narrow.numpy() == sheets.observation[:7]).all(), 'a window as large as the sheet is the sheet'
     blank = torch.full((1, 12, 14, 2), 200, dtype=torch.uint8)
     assert (through_window(blank, world.empty, (5, 5)) == 200).all(), 'nothing at all has a window, too'
+
+
+def test_pictures_are_looked_at_where_they_are_by_a_world_on_another_device():
+    sheets, _ = on_sheets(walkers(20))
+    world = faked(windowed(sheets)[1])
+    asked = []
+    class Told:
+        device = world.empty.device
+        def to(self, where): asked.append(where); return torch.tensor([200, 200], dtype=torch.uint8, device=where)
+    pictures = torch.from_numpy(sheets.observation[:3])
+    assert str(Told.device) == DEVICE and through_window(pictures, Told(), (5, 5)).device == pictures.device
+    assert set(map(str, asked)) == {'cpu'}
 
 
 def test_windows_that_move_or_are_too_small_are_refused():
