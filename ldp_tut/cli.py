@@ -67,8 +67,8 @@ class Train(Asked, Generic[Options]):
     # of vectors and pictures; auto: exact where MiniGrid is played, else what fits
     denoiser: Literal['auto', 'exact', 'field', 'transformer'] = 'auto'
     # far-future plans from the far end; policy clones demonstrations; diffuser and
-    # latent-diffuser denoise whole plans, of episodes with rewards. The last three are
-    # for observations that are vectors
+    # latent-diffuser denoise whole plans, of episodes with rewards. These two read
+    # vectors, a policy vectors and pictures
     method: Method = 'far-future'
     # folder for data, resumable runs and agent.safetensors; default runs/fourrooms for
     # the exact denoiser, runs/NAME for others
@@ -277,7 +277,8 @@ def _check_method(a):
         raise ValueError(f'a denoiser is chosen for the far-future planner: leave out --denoiser {a.denoiser}')
     if a.data or not a.env: return
     if a.env.startswith('MiniGrid-'):
-        raise ValueError(f'{a.method} reads vectors, and rooms are grids of symbols: leave out --method')
+        reads = 'vectors and pictures' if a.method == 'policy' else 'vectors'
+        raise ValueError(f'{a.method} reads {reads}, and rooms are grids of symbols: leave out --method')
     if a.method == 'policy' and (a.recipe.policy or usual_policy(a.env)) == 'random':
         raise ValueError('a policy does what it is shown, and random actions show it nothing: give demonstrations '
                          'with --data')

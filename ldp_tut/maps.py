@@ -171,27 +171,37 @@ class PatchWorld(SymbolWorld):
 def in_patches(parts, patch: int, most: int = 255) -> tuple:
     """Pictures uint8 [N, rows, cols, channels], given in parts, by names: every different patch, uint8 [V, p, p,
     channels], and which of them is where, uint8 [sum N, rows / p, cols / p, 1]. `ValueError` for too many of them."""
-    book, found, names, mix = {}, [], [], None
+    book, names, p = {}, [], patch  # the bytes of a patch, and its name
     for part in parts:
-        part = torch.from_numpy(np.ascontiguousarray(part)).movedim(-1, 1)
-        check_patch(part.shape, patch)
-        if mix is None:  # whole numbers, so that the same patch has the same sum wherever it stands
-            g = torch.Generator().manual_seed(0)
-            mix = torch.randint(1, 2**30, (1, part.shape[1], patch, patch), generator=g).double()
-        for few in part.split(1000):
-            sums = F.conv2d(few.double(), mix, stride=patch)[:, 0]
-            kinds, where = sums.unique(return_inverse=True)
-            for i, kind in enumerate(kinds.tolist()):
-                if kind in book: continue
-                n, x, y = ((where == i).nonzero()[0]).tolist()
-                book[kind] = len(book)
-                found.append(few[n, :, x * patch:(x + 1) * patch, y * patch:(y + 1) * patch].movedim(0, -1))
+        check_patch(np.moveaxis(part, -1, 1).shape, p)
+        for few in (part[i:i + 1000] for i in range(0, len(part), 1000)):
+            n, rows, cols, c = few.shape[0], few.shape[1] // p, few.shape[2] // p, few.shape[3]
+            cut = few.reshape(n, rows, p, cols, p * c).swapaxes(2, 3).reshape(-1, p * p * c)
+            _, one, where = np.unique(_hashed(cut), return_index=True, return_inverse=True)
+            shown = cut[one]
+            for i in _shown_first(shown.reshape(-1, p, p, c)): book.setdefault(shown[i].tobytes(), len(book))
             if len(book) > most:
-                raise ValueError(f'these pictures have more than {most} different patches of {patch} x {patch} '
+                raise ValueError(f'these pictures have more than {most} different patches of {p} x {p} '
                                  'pixels: choose another patch, or leave it out, and they become vectors')
-            name = torch.tensor([book[kind] for kind in kinds.tolist()], dtype=torch.uint8)
-            names.append(name[where][..., None].numpy())
-    return torch.stack(found).numpy(), np.concatenate(names)
+            name = np.array([book[patch.tobytes()] for patch in shown], np.uint8)
+            names.append(name[where].reshape(n, rows, cols, 1))
+    found = np.frombuffer(b''.join(book), np.uint8).reshape(-1, p, p, c)
+    return found, np.concatenate(names)
+
+def _hashed(rows) -> np.ndarray:
+    "Numbers uint64 [N] for rows of bytes [N, D], the same for the same."
+    rows = np.ascontiguousarray(np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8))) if rows.shape[1] % 8 else rows)
+    mix = np.random.default_rng(0).integers(1, 2**63, (2, rows.shape[1] // 8), np.uint64) * 2 + 1
+    h = rows.view(np.uint64) * mix[0]
+    h ^= h >> 32  # high bits, which only high bits have a say in, become low ones
+    h *= mix[1]
+    return h.sum(1, dtype=np.uint64)
+
+def _shown_first(patches) -> np.ndarray:
+    "An order of patches [N, p, p, channels] that does not depend on how often they were met."
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randint(1, 2**30, (patches.shape[-1], *patches.shape[1:3]), generator=g).double().movedim(0, -1)
+    return np.argsort((patches * mix.numpy()).sum((1, 2, 3)))
 
 # %% ../nbs/12c_maps.ipynb #2cf0017m
 def check_patch(shape, patch):

@@ -31,6 +31,9 @@ def make_pusht_pictures(side: int = 64) -> gym.Env:
     return gym.make('gym_pusht/PushT-v0', obs_type='pixels', observation_width=side,
                     observation_height=side, disable_env_checker=True)
 
+if 'PushTPictures-v0' not in gym.registry:   # for ids: ldp_tut.sight:PushTPictures-v0
+    gym.register('PushTPictures-v0', entry_point='ldp_tut.sight:make_pusht_pictures')
+
 def draw_states(states: np.ndarray, side: int = 64) -> np.ndarray:
     "States [N, 5] as the world draws them: uint8 [N, side, side, 3]."
     env = make_pusht_pictures(side)

@@ -2,6 +2,7 @@
 import json
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -95,8 +96,11 @@ def test_the_best_plan_is_kept(agents):
 def test_what_does_not_fit_is_refused_at_the_door(cart, agents, tmp_path):
     frames = Trajectories(np.zeros((6, 8, 8, 3), np.uint8), np.zeros((5, 1)), np.ones(5), [5], [True])
     unpaid = replace(cart, reward=np.zeros_like(cart.reward))
-    for m in METHODS:
+    for m in METHODS[1:]:
         with pytest.raises(ValueError, match=f'{m} reads vectors'): train_method(m, frames)
+    odd = replace(frames, observation=frames.observation[:, :6])
+    with pytest.raises(ValueError, match='multiples of 4, got \\[6, 8, 3\\]'): train_method('policy', odd)
+    with pytest.raises(ValueError, match='goals of 2 numbers: draw them'): train_method('policy', replace(frames, goal=np.zeros((6, 2), np.float32)))
     for m in METHODS[1:]:
         with pytest.raises(ValueError, match='returns are missing from the data'): train_method(m, unpaid)
     assert train_method('policy', unpaid, TINY, device='cpu', progress=False).card['rewards'] == {}, 'demonstrations need no rewards'
@@ -117,6 +121,55 @@ def test_what_does_not_fit_is_refused_at_the_door(cart, agents, tmp_path):
     with pytest.raises(CheckpointError, match="a 'other', not a method"): load_method(file)
     file = save_checkpoint(tmp_path / 'p.safetensors', dict(x=torch.zeros(1)), dict(kind='method', method='dream', config={}, spaces={}, plan={}))
     with pytest.raises(CheckpointError, match='newer ldp_tut'): load_method(file)
+
+
+class Dot(gym.Env):
+    "A bright dot on a grey picture of 12 x 8 pixels, pushed left or right; being at the right border pays."
+    observation_space, action_space = gym.spaces.Box(0, 255, (12, 8, 3), np.uint8), gym.spaces.Discrete(2)
+
+    def shown(self):
+        picture = np.full((12, 8, 3), 40, np.uint8)
+        picture[self.row, self.at] = 255
+        return picture
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at, self.row = int(self.np_random.integers(0, 6)), int(self.np_random.integers(0, 12))
+        return self.shown(), {}
+
+    def step(self, action):
+        self.at = int(np.clip(self.at + (1 if action else -1), 0, 7))
+        return self.shown(), float(self.at == 7), self.at == 7, False, {}
+
+
+if 'DotInPictures-v0' not in gym.registry: gym.register('DotInPictures-v0', entry_point=Dot, max_episode_steps=20)
+
+
+@pytest.fixture(scope='module')
+def dots():
+    "Whoever plays goes right."
+    return collect('DotInPictures-v0', lambda seen: np.ones(len(seen), int), episodes=40, progress=False)
+
+
+def test_a_policy_reads_pictures(dots, tmp_path):
+    "Eyes stand before it; the file plays the same, alone as beside others."
+    recipe = MethodRecipe(steps=120, width=32, batch=32, tokens=4)
+    agent = train_method('policy', dots, recipe, tmp_path, device='cpu', progress=False)
+    again = load_method(tmp_path / 'agent.safetensors')
+    first, second = (play(a, 'DotInPictures-v0', 6, whole=True, progress=False) for a in (agent, again))
+    assert [r['steps'] for r in first['rows']] == [r['steps'] for r in second['rows']]
+    assert first['success'] == 1 and len({r['steps'] for r in first['rows']}) > 1
+    assert play(again, 'DotInPictures-v0', 1, 1_000_003, whole=True, progress=False)['rows'][0]['steps'] == first['rows'][3]['steps']
+    assert load_method(tmp_path / 'agent.safetensors', iterations=3).model.policy.config.iterations == 3
+    with pytest.raises(ValueError, match=r'\[12, 8, 3\], got \[12, 9, 3\]|history must be'): again.reset().act(np.zeros((12, 9, 3), np.uint8))
+
+
+def test_a_policy_of_pictures_is_one_command(dots, tmp_path, capsys):
+    folder = to_folder(dots, tmp_path / 'dots')
+    report = says(capsys, f'train --method policy --data {folder} --env DotInPictures-v0 {LINE} --out {tmp_path}')
+    assert report['method'] == 'policy' and report['env'] == 'DotInPictures-v0'
+    played = says(capsys, f'eval --checkpoint {report["checkpoint"]} --episodes 2')
+    assert played['env'] == 'DotInPictures-v0' and played['method'] == 'policy'
 
 
 # From a shell.
