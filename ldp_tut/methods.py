@@ -125,8 +125,10 @@ def make_latent_diffuser(data, recipe, out, seed, device, progress) -> tuple:
     "A `LatentDiffuser` of these data, and how it acts."
     tokens, steps = recipe.tokens or 8, recipe.steps or 400
     stride = recipe.stride or stride_for(data, tokens)
+    half = range(2, tokens // 2 + 1, 2)
+    latents = max((n for n in half if tokens % n == 0), default=2)
     config = LatentConfig(data.observation.shape[1], data.action_dims, stride, tokens,
-                          latents=max(2, tokens // 2), width=recipe.width or 64)
+                          latents=latents, width=recipe.width or 64)
     how = LatentTraining(vae=steps, prior=steps, value=2 * steps, energy=2 * steps,
                          batch=recipe.batch, seed=seed)
     model = train_latent_diffuser(data, config, how, progress, out)

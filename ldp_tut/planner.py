@@ -83,7 +83,7 @@ class PlanConfig:
     eta: float = 0.            # noise kept while the way settles
     when: str = 'passage'      # how the horizon is chosen: one of `WHEN`
     haste: float = 1.          # share of the first passage planned for; data may linger
-    slack: float = 0.15        # how much less plausible than the best one may be
+    slack: float = 0.15        # less plausible than the best: squared error, or nats
     worth: float = 0.5         # least share of the best one's reward that it must pay
     replan: int = 1            # steps executed before planning again
     trust: float = 2.          # a far token of this reward is remembered; above 1: none

@@ -123,6 +123,21 @@ def wide_lines(path, most=88):
 def test_cells_that_readers_see_have_at_most_88_columns(name): assert wide_lines(ROOT / 'nbs' / f'{name}.ipynb') == []
 
 
+def doubled(source):
+    r"Commands of TeX after two backslashes, which end a line and leave the command's letters behind: \\log."
+    return [c for part in re.findall(r'\$\$.+?\$\$|\$[^$\n]+\$', source, flags=re.S) for c in re.findall(r'\\\\[a-zA-Z]{2,}', part)]
+
+
+@pytest.mark.parametrize('path', NBS, ids=lambda p: p.name)
+def test_formulas_have_single_backslashes(path):
+    cells = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown']
+    assert [c for cell in cells for c in doubled(cell)] == []
+
+
+def test_a_doubled_backslash_is_found():
+    assert doubled(r'so $\\frac{a}{b}$ and $$\\log p \\\\ q$$') == [r'\\frac', r'\\log'] and doubled(r'$\log p$, `$\\log`') == []
+
+
 def public_functions(module):
     "Every public function, and every public method of a public class, with its arguments by name."
     for name in import_module(f'ldp_tut.{module}').__all__:

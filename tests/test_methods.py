@@ -224,7 +224,7 @@ def test_a_method_can_play_for_its_data(tmp_path, capsys):
 @pytest.mark.parametrize('line, words', [
     ('--method policy --env CartPole-v1', 'random actions show it nothing'), ('--method policy', 'give --env or --data'),
     ('--method diffuser --env MiniGrid-Empty-6x6-v0', 'reads vectors'), ('--method policy --denoiser exact', 'leave out --denoiser exact'),
-    ('--method latent-diffuser --env MountainCar-v0 --data-steps 50 --steps 3 --tokens 6', 'latents must be even'),
+    ('--method latent-diffuser --env MountainCar-v0 --data-steps 50 --steps 3 --tokens 7', 'latents must be even'),
     ('--method diffuser --env CartPole-v1 --data-steps 100 --steps 0', 'steps must be an integer of at least 1, got 0')])
 def test_a_wish_that_cannot_be_met_is_one_sentence(line, words, tmp_path, capsys):
     fails(capsys, f'train {line} --out {tmp_path}/x', words)
