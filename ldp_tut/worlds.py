@@ -1,4 +1,4 @@
-"""A planner needs four answers from a world. Anything that gives them can be planned in.
+"""A planner needs a few answers from a world. Anything that gives them can be planned in.
 
 Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 

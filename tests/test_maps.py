@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldp_tut.checkpoints import find_checkpoint
 from ldp_tut.cli import main
 from ldp_tut.envs import layouts
 from ldp_tut.maps import (PatchWorld, SymbolWorld, WindowWorld, corner_of, cut_as_asked, cut_up, in_patches, through_window,
@@ -34,6 +35,31 @@ def test_pictures_cut_into_patches_are_the_symbols_they_were_drawn_from():
     assert (patches[names[..., 0]] == tile[which]).all(), 'every name is put back as the tile it stands for'
     with pytest.raises(ValueError, match='more than 2 different patches of 3 x 3'): in_patches([data.observation], 3, most=2)
     with pytest.raises(ValueError, match='15 x 15 pixels cannot be cut into patches of 4 x 4'): in_patches([data.observation], 4)
+
+
+def test_patches_are_told_apart_in_every_byte_and_named_alike_however_the_pictures_are_dealt_out():
+    "Random bytes, one changed at a time, from channels and sizes that fill no whole words."
+    rng = np.random.default_rng(0)
+    one = rng.integers(0, 256, (3, 3, 3), np.uint8)
+    many = np.repeat(one[None], 28, 0)
+    many.reshape(28, 27)[np.arange(27), np.arange(27)] ^= 128
+    pictures = many.reshape(4, 7, 3, 3, 3).swapaxes(1, 2).reshape(4, 3, 21, 3)
+    patches, names = in_patches([pictures], 3)
+    assert len(patches) == 28 and names.dtype == np.uint8 and names.shape == (4, 1, 7, 1)
+    for p, n in ((patches, names), in_patches([pictures[:1], pictures[1:]], 3)):
+        assert np.array_equal(p[n[..., 0]].swapaxes(2, 3).reshape(4, 3, 21, 3), pictures)
+    assert np.array_equal(in_patches([pictures[::-1]], 3)[0], patches), 'one part: the order does not depend on where patches stand'
+
+
+def test_cells_that_the_data_never_showed_are_refused():
+    room = layouts('MiniGrid-SimpleCrossingS9N1-v0', [0])
+    seen, agent = room.observe().numpy(), load_agent(find_checkpoint('crossing-walk-field'), 'cpu')
+    world = agent.planner.world
+    assert torch.equal(world.decode(world.encode(world.read(seen))), room.observe())
+    lava = seen.copy()
+    lava[0, 2, 2] = 9, 0, 0
+    with pytest.raises(ValueError, match=r'never did, and would be read as others: \[\[9, 0, 0\]\]'): world.read(lava)
+    with pytest.raises(ValueError, match='never did'): agent.reset().act(lava)
 
 
 def test_a_world_of_patches_reads_pictures_of_any_size_through_a_little_noise_and_shows_them_again():
