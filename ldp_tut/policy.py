@@ -430,7 +430,7 @@ def check_halves(Tp: int, stages: int):
 def one_level(k: torch.Tensor) -> torch.Tensor:
     "The level [B] of plans whose actions share one, [B, Tp]; `ValueError` where they do not, on a processor."
     if k.device.type == 'cpu' and (k != k[:, :1]).any():  # an accelerator is not waited for
-        raise ValueError('this network knows one level for a whole plan: use a `full_board`, or net=\'transformer\'')
+        raise ValueError("this network knows one level for a whole plan: use a `full_board`, or net='transformer'")
     return k[:, 0]
 
 # %% ../nbs/10_policy.ipynb #p0000054
