@@ -447,7 +447,7 @@ class Agent:
     def reset(self, seed: int = 0) -> 'Agent':
         "Forget the last plan. The same seed gives the same actions."
         self.seeds, self.seed = None, int(seed)
-        self.plan = self.delay = self.left = None
+        self.plan = self.delay = self.left = self.behind = None
         self.step = self.since = self.plans_made = 0
         return self
 
@@ -490,7 +490,7 @@ class Agent:
         at, reward = self.plan.at, self.plan.reward
         far = self.plan.z[torch.arange(len(at), device=at.device), at]
         believed = reward >= self.config.trust
-        if self.planner.config.patience: believed &= ~self.disappointed()
+        if self.planner.config.patience: believed &= ~(self.disappointed() | self.behind)
         return torch.where(believed.view(-1, *[1] * (far.ndim - 1)), far, torch.nan)
 
     def disappointed(self) -> torch.Tensor:
@@ -502,15 +502,15 @@ class Agent:
 
     def note_delay(self):
         """How late one is, in steps [B]; the next horizon is longer by so many, so that there
-        is time for walls it knows nothing of, and by a fifth less when one is on time."""
+        is time for walls it knows nothing of, and by a fifth less when one is on time.
+        Who came no nearer is behind, and looks for another far token."""
         i = torch.arange(len(self.plan.at), device=self.plan.at.device)
         delay = self.plan.reward.new_zeros(len(i)) if self.delay is None else self.delay
         left = self.plan.times[i, self.plan.at] - delay
-        if self.left is not None:
-            behind = (left > self.left - 0.5 * self.since) & (left > 0.5 * self.since)
-            longer = delay + self.planner.config.patience * self.since
-            delay = torch.where(behind, longer, 0.8 * delay)
-        self.delay, self.left = delay, left
+        last = torch.inf if self.left is None else self.left
+        self.behind = (left > last - 0.5 * self.since) & (left > 0.5 * self.since)
+        longer = delay + self.planner.config.patience * self.since
+        self.delay, self.left = torch.where(self.behind, longer, 0.8 * delay), left
 
     def restart(self, ended):
         "A new episode has begun in rows `ended`, bool [B]: forget their goals, plan again."
@@ -530,7 +530,7 @@ class Agent:
         self.tried.keep(rows)
         if self.plan is not None: self.plan = self.plan.of_rows(list(rows))
         if self.delay is not None:
-            self.delay, self.left = self.delay[list(rows)], self.left[list(rows)]
+            self.delay, self.left, self.behind = (x[list(rows)] for x in (self.delay, self.left, self.behind))
 
 # %% ../nbs/13_planner.ipynb #d6a004b7
 WORLDS = dict(vector=VectorWorld, pixels=PixelWorld, symbols=SymbolWorld, patches=PatchWorld, window=WindowWorld)

@@ -210,6 +210,18 @@ def test_what_disappoints_is_not_remembered(rail):
     assert agent.remembered().isnan().all() and far.shape == (1, 1)
 
 
+def test_whoever_comes_no_nearer_looks_for_another_far_token(rail):
+    "One stands still and one is moved on: with patience the first forgets, without it both remember."
+    for patience, forgets in ((1., [True, False]), (0., [False, False])):
+        agent = Agent(variant(rail, trust=0.5, patience=patience, tokens=3, near=2, replan=2)).begin([1, 2])
+        stands, moves, found = torch.tensor([[-.5, .9]]), torch.tensor([[-.5, .9]]), []
+        for _ in range(8):
+            agent.act_batch(torch.cat([stands, moves]))
+            found.append(agent.remembered().isnan().any(1).tolist())
+            moves = moves + torch.tensor([[.1, 0.]])
+        assert found[0] == [False, False] and found[-1] == forgets
+
+
 def test_worth_narrows_what_is_believable(rail):
     z0, scene = (f(rail.world.read(PLACES)) for f in (rail.world.encode, rail.world.scene))
     far = rail.where(z0, scene, [5, 6, 7])
