@@ -517,11 +517,11 @@ class Agent:
         ended = torch.as_tensor(np.asarray(ended)).bool()
         if self.plan is None or not ended.any(): return
         self.tried.forget(ended)
-        reward = self.plan.reward
-        ended = ended.to(reward.device)
+        ended = ended.to((reward := self.plan.reward).device)
         self.plan = self.plan._replace(reward=torch.where(ended, 0., reward))
         if self.delay is not None: self.delay = torch.where(ended, 0., self.delay)
-        if self.left is not None: self.left = torch.where(ended, torch.inf, self.left)
+        if self.left is not None:  # whoever goes on has had `since` steps only, and not `replan`
+            self.left = torch.where(ended, torch.inf, self.left + 0.5 * (self.config.replan - self.since))
         self.since = self.config.replan
 
     def keep(self, rows):

@@ -222,6 +222,17 @@ def test_whoever_comes_no_nearer_looks_for_another_far_token(rail):
         assert found[0] == [False, False] and found[-1] == forgets
 
 
+def test_an_episode_that_ends_does_not_put_its_neighbours_behind(rail):
+    "One goes on, on time, while its neighbour begins anew one step after a plan; and rows are kept together."
+    agent = Agent(variant(rail, trust=0.5, patience=1., tokens=5, near=4, replan=4)).begin([1, 2])
+    at = torch.tensor([[-.5, .9], [-.5, .9]])
+    for step in range(7):
+        agent.act_batch(at); at = at + torch.tensor([[.1, 0.]])
+        if step < 4: agent.restart([False, True]); at[1] = torch.tensor([-.5, .9])
+        assert agent.behind.tolist() == [False, False], step
+    agent.keep([1]); assert agent.behind.tolist() == [False] and len(agent.left) == len(agent.delay) == 1
+
+
 def test_worth_narrows_what_is_believable(rail):
     z0, scene = (f(rail.world.read(PLACES)) for f in (rail.world.encode, rail.world.scene))
     far = rail.where(z0, scene, [5, 6, 7])
