@@ -447,7 +447,7 @@ class Agent:
     def reset(self, seed: int = 0) -> 'Agent':
         "Forget the last plan. The same seed gives the same actions."
         self.seeds, self.seed = None, int(seed)
-        self.plan = self.delay = self.left = self.behind = None
+        self.plan = self.delay = self.left = self.behind = self.due = None
         self.step = self.since = self.plans_made = 0
         return self
 
@@ -468,12 +468,12 @@ class Agent:
         if self.seeds is None:
             count = len(self.planner.world.read(obs).state)
             self.begin(range(self.seed, self.seed + count))
-        if self.plan is None or self.since >= self.config.replan:
+        if self.plan is None or self.due or self.since >= self.config.replan:
             told = dict(known=self.remembered(), delay=self.delay)
             told = {name: t for name, t in told.items() if t is not None}
             self.plan = self.planner.plan(obs, self.plan_seeds(), **told)
             if self.planner.config.patience: self.note_delay()
-            self.since, self.plans_made = 0, self.plans_made + 1
+            self.since, self.due, self.plans_made = 0, False, self.plans_made + 1
         out = self.planner.act(self.plan, obs, self.since)
         self.since += 1; self.step += 1
         if doubt := self.planner.config.doubt: out = self.tried.doubted(self.planner.world.read(obs).state, out, doubt)
@@ -517,12 +517,11 @@ class Agent:
         ended = torch.as_tensor(np.asarray(ended)).bool()
         if self.plan is None or not ended.any(): return
         self.tried.forget(ended)
-        ended = ended.to((reward := self.plan.reward).device)
-        self.plan = self.plan._replace(reward=torch.where(ended, 0., reward))
+        ended = ended.to(self.plan.reward.device)
+        self.plan = self.plan._replace(reward=torch.where(ended, 0., self.plan.reward))
         if self.delay is not None: self.delay = torch.where(ended, 0., self.delay)
-        if self.left is not None:  # whoever goes on has had `since` steps only, and not `replan`
-            self.left = torch.where(ended, torch.inf, self.left + 0.5 * (self.config.replan - self.since))
-        self.since = self.config.replan
+        if self.left is not None: self.left = torch.where(ended, torch.inf, self.left)
+        self.due = True  # and `since` goes on counting what was executed
 
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
