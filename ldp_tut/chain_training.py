@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .board import check_between, check_count, check_positive
-from .chain_planner import ChainAgent, PlanConfig, check_at_least, save_agent
+from .chain_planner import ChainAgent, PlanConfig, check_counts, save_agent
 from .data import Windows, collect_rooms, random_offsets
 from .ddpm import add_noise
 from .envs import GOAL, layouts
@@ -129,8 +129,7 @@ def _check_recipe(r):
     if r.view not in ('full', 'rgb'):
         raise ValueError(
             f"unknown view {r.view!r}: choose 'full' (symbols) or 'rgb' (pixels)")
-    counts = ('episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels')
-    check_at_least(1, **{n: getattr(r, n) for n in counts})
+    check_counts(r, 'episodes', 'world_steps', 'steps', 'batch', 'longest', 'channels')
     if r.precision not in ('auto', 'no', 'bf16'):
         raise ValueError(
             f"precision must be 'auto', 'no' or 'bf16', got {r.precision!r}")

@@ -357,7 +357,9 @@ class FieldBatches:
             put(data.observation_start), put(data.action_start))
         self.length, self.ends = put(data.length.astype(np.int64)), put(data.terminated)
         self.good, self.action = put(good), put(data.action)
-        self.ending_ones = self.ends.nonzero()[:, 0]  # of the episodes
+        left = self.length[self.episode] - 1 - self.start
+        self.before_ends = (  # moments
+            self.ends[self.episode] & (left < longest)).nonzero()[:, 0]
 
     def reach(self, step) -> int:
         "How far a batch looks."
@@ -371,21 +373,20 @@ class FieldBatches:
         offsets = field_offsets(tokens, far, generator)
         many = self.size * (2 if len(offsets) <= 3 else 1)
         pick = torch.randint(0, len(self.episode), (many,), generator=generator)
-        return self.window(offsets, self.to_ends(pick, offsets[-1], generator)
-                           if self.ending else pick)
+        return self.window(
+            offsets, self.to_ends(pick, generator) if self.ending else pick)
 
-    def to_ends(self, pick, far, generator):
-        """A share `ending` of moments is put where an episode is ended by its
-        environment within `far` steps.
+    def to_ends(self, pick, generator):
+        """A share `ending` of moments is drawn from those whose episode is ended by its
+        environment within `longest` steps, each as likely as another.
 
-        Such an end may come soon or late in a window alike. How likely ends are is
-        overstated, so that they may seem nearer than they are."""
-        draw = lambda: torch.rand(len(pick), generator=generator).to(self.device)
-        e = self.ending_ones[(draw() * len(self.ending_ones)).long()]
-        left = (far * draw()).long().minimum(self.length[e] - 1)
-        pick = pick.to(self.device)
-        return torch.where(draw() < self.ending,
-                           self.action_start[e] + self.length[e] - 1 - left, pick)
+        How likely ends are is overstated, but by one factor, however far a window
+        looks: so none of them seems nearer than it is."""
+        many = (len(pick),)
+        ones = torch.randint(0, len(self.before_ends), many, generator=generator)
+        drawn = torch.rand(many, generator=generator) < self.ending
+        return torch.where(drawn.to(self.device),
+                           self.before_ends[ones.to(self.device)], pick.to(self.device))
 
     def window(self, offsets: tuple, pick) -> dict:
         "Tokens at these offsets from the picked moments."

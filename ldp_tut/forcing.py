@@ -245,11 +245,14 @@ def rollout(
     B, C, *token = context.shape
     stabilise = check_count(stabilise, 'stabilise, a noise level,', 0, model.schedule.K)
     out, own = list(context.unbind(1)), full_board(1, model.schedule.K, iterations)
-    fresh = seeded_noise(range(seed, seed + B), steps, *token).to(context)
+    fresh = seeded_noise(range(seed, seed + B), steps, len(own), *token).to(context)
     for s in range(steps):
-        x = torch.cat([torch.stack(out[-C:], 1), fresh[:, s:s + 1]], 1)
+        # each row has noise of its own, whoever else is in the batch
+        first, *noise = (torch.cat([torch.zeros_like(context), e[:, None]], 1)
+                         for e in fresh[:, s].unbind(1))
+        first[:, :C] = torch.stack(out[-C:], 1)
         board = _roll_board(own, torch.arange(s, s + C) < C, stabilise)
-        g = torch.Generator(x.device).manual_seed(seed + s)
-        walk = sample(model, x, board, schedule=model.schedule, eta=eta, noise=g)
+        walk = sample(
+            model, first, board, schedule=model.schedule, eta=eta, noise=noise)
         out.append(last(walk).x[:, -1])
     return torch.stack(out, 1)

@@ -19,7 +19,7 @@ from torch import nn
 
 from .data import Trajectories
 from .train import fast_bf16
-from .worlds import Seen, Spaces, action_error, on, read_observation
+from .worlds import Seen, Spaces, action_error, on, place_values, read_observation
 
 # %% ../nbs/12c_maps.ipynb #7ba89267
 class SymbolWorld(nn.Module):
@@ -101,8 +101,8 @@ class MapMotion(nn.Module):
 # %% ../nbs/12c_maps.ipynb #8ba5d32a
 def named(symbols):
     "One whole number for each cell's few small ones: uint8 [..., channels] -> int64 [...]."
-    power = torch.arange(symbols.shape[-1], device=symbols.device)
-    return (symbols.long() * 256 ** power).sum(-1)
+    power = torch.as_tensor(place_values(symbols.shape[-1]), device=symbols.device)
+    return (symbols.long() * power).sum(-1)
 
 def check_known(pictures, kinds):
     "Pictures uint8 [B, rows, cols, channels], all of whose cells the data showed; `ValueError` for others."
@@ -132,10 +132,12 @@ def cpu_precision() -> str:
 
 def kinds_in(observation, chunk: int = 20_000):
     "Every kind of cell there is in frames uint8 [N, rows, cols, channels]: uint8 [V, channels]."
-    found, channels = set(), observation.shape[-1]
+    found = {}
     for i in range(0, len(observation), chunk):
-        found |= set(named(torch.from_numpy(observation[i:i + chunk])).unique().tolist())
-    return np.array([[n // 256 ** c % 256 for c in range(channels)] for n in sorted(found)], np.uint8)
+        cells = observation[i:i + chunk].reshape(-1, observation.shape[-1])
+        names, where = np.unique(named(torch.from_numpy(cells)).numpy(), return_index=True)
+        found = dict(zip(names.tolist(), cells[where])) | found
+    return np.stack([found[n] for n in sorted(found)])
 
 def make_symbol_world(data: Trajectories, seed: int = 0, max_gap: int = 4) -> SymbolWorld:
     "An untrained `SymbolWorld` for grids of symbols in a data set."
@@ -167,9 +169,12 @@ class PatchWorld(SymbolWorld):
         return seen._replace(state=self.cut(seen.state))
 
     def cut(self, pictures):  # uint8 [B, p * rows, p * cols, channels]
-        kinds = self.patches.float().movedim(-1, 1)
+        # float32 counts to 2^24 only, which is less than what two bright patches sum to
+        exact = torch.float32 if pictures.device.type == 'mps' else torch.float64
+        kinds = self.patches.to(exact).movedim(-1, 1)
         check_patch(pictures.movedim(-1, 1).shape, kinds.shape[-1])
-        match = F.conv2d(pictures.float().movedim(-1, 1), kinds, stride=kinds.shape[-1])
+        match = F.conv2d(
+            pictures.to(exact).movedim(-1, 1), kinds, stride=kinds.shape[-1])
         half = kinds.pow(2).flatten(1).sum(1)[:, None, None] / 2
         return (match - half).argmax(1).to(torch.uint8)[..., None]
 

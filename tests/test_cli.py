@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ldp_tut.cli import AnyRecipe, main
-from ldp_tut.reports import KEYS, KEYS_ANYWHERE
+from ldp_tut.policy import share_interval
+from ldp_tut.reports import KEYS, KEYS_ANYWHERE, as_json, claim_holds, success_line
 
 SHELL = [sys.executable, '-c', 'import sys; from ldp_tut.cli import main; sys.exit(main())']  # what the installed command does
 
@@ -261,6 +262,27 @@ def test_a_claim_of_any_world_is_recorded_and_checked(cart, tmp_path, capsys):
     fails(capsys, f'eval --checkpoint {own} --check --seed 7', 'leave out --seed 7')
     save_checkpoint(own, tensors, card | dict(metrics=card['metrics'] | dict(success=1.)))
     fails(capsys, f'eval --checkpoint {own} --check', 'does not hold')
+    save_checkpoint(own, tensors, card | dict(metrics=card['metrics'] | dict(mean_return=500.)))
+    fails(capsys, f'eval --checkpoint {own} --check', 'does not hold')  # every step pays, so success says nothing
+
+
+def test_a_claim_holds_within_what_chance_explains_and_no_further():
+    rows = [{'return': x} for x in (9., 10., 11., 10.)]
+    measured = dict(success=0., mean_return=10., rows=rows)
+    for claim, holds in [(10., True), (11., True), (11.5, False), (500., False)]:
+        assert claim_holds(dict(success=0., mean_return=claim), measured) == holds
+    assert claim_holds(dict(success=0., mean_return=500.), measured | dict(rows=rows[:1])), 'one episode proves nothing'
+    assert not claim_holds(dict(success=1.), measured), 'all of them succeeded, and none of these'
+    walked = measured | dict(steps_over_optimum=1.2)
+    assert claim_holds(dict(success=0., steps_over_optimum=1.19), walked)
+    assert not claim_holds(dict(success=0., steps_over_optimum=1.1), walked)
+
+
+def test_a_report_has_an_interval_that_is_not_nothing_and_json_that_is():
+    low, high = share_interval(16, 16)
+    assert '(95 %: 80.6% to 100.0%' in success_line(dict(success=1., episodes=16)) and .80 < low < .81 and high == 1
+    said = json.loads(as_json('eval', dict(claimed=dict(success=.5, over=float('nan')), walks=[1], each=[float('inf'), 2])))
+    assert said == dict(claimed=dict(success=.5, over=None), each=[None, 2])
 
 
 def test_a_run_of_any_world_is_gone_on_with_by_the_same_recipe_alone(cart, capsys):

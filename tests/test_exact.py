@@ -403,9 +403,9 @@ def test_names_are_the_nearest_contents():
     assert torch.equal(torch.cdist(cells.double(), contents.double()).argmin(1), near)
 
 
-@pytest.mark.parametrize('make, words', [(lambda: Recipe(view='pixels'), "unknown view 'pixels'"), (lambda: Recipe(episodes=0), 'episodes must be at least 1, got 0'),
+@pytest.mark.parametrize('make, words', [(lambda: Recipe(view='pixels'), "unknown view 'pixels'"), (lambda: Recipe(episodes=0), 'episodes must be an integer of at least 1, got 0'),
                                          (lambda: Recipe(tokens=99), 'between 2 and longest'), (lambda: PlanConfig(least=1.), 'least is a share .*got 1.0'),
-                                         (lambda: PlanConfig(tokens=0), 'tokens must be at least 1'), (lambda: PlanConfig(order='best'), "unknown order 'best'")])
+                                         (lambda: PlanConfig(tokens=0), 'tokens must be an integer of at least 1'), (lambda: PlanConfig(votes=1.5), 'votes must be an integer'), (lambda: PlanConfig(candidates=float('nan')), 'candidates must be'), (lambda: PlanConfig(order='best'), "unknown order 'best'")])
 def test_impossible_settings_are_refused_before_anything_is_played(make, words):
     with pytest.raises(ValueError, match=words): make()
 

@@ -40,9 +40,18 @@ def test_one_token_of_a_rollout_is_the_sampler():
     model = TokenTransformer(ForcingConfig(token_dim=2, width=16, depth=1, heads=2)).eval()
     start = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
     mine = rollout(model, start, 1, iterations=6, seed=5)[:, -1]
-    x = torch.cat([start, seeded_noise(range(5, 8), 1, 2)], 1)
+    x = torch.cat([start, seeded_noise(range(5, 8), 7, 2)[:, :1]], 1)
     board = torch.cat([torch.zeros(7, 4, dtype=torch.long), full_board(1, 100, 6)], 1)
     with torch.no_grad(): torch.testing.assert_close(mine, last(sample(model, x, board, schedule=model.schedule)).x[:, -1])
+
+
+@pytest.mark.parametrize('eta', [0., 1.])
+def test_a_row_of_a_rollout_is_the_same_alone(eta):
+    torch.manual_seed(0)
+    model = TokenTransformer(ForcingConfig(token_dim=2, width=16, depth=1, heads=2)).eval()
+    start = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
+    both = rollout(model, start, 2, iterations=4, seed=5, eta=eta)
+    torch.testing.assert_close(both[1:2], rollout(model, start[1:2], 2, iterations=4, seed=6, eta=eta), atol=1e-5, rtol=1e-5)
 
 
 class Mean(torch.nn.Module):

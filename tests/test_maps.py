@@ -8,8 +8,8 @@ import torch
 from ldp_tut.checkpoints import find_checkpoint
 from ldp_tut.cli import main
 from ldp_tut.envs import layouts
-from ldp_tut.maps import (PatchWorld, SymbolWorld, WindowWorld, corner_of, cut_as_asked, cut_up, in_patches, through_window,
-                          windowed)
+from ldp_tut.maps import (PatchWorld, SymbolWorld, WindowWorld, corner_of, cut_as_asked, cut_up, in_patches,
+                          make_symbol_world, through_window, windowed)
 from ldp_tut.planner import PlannerRecipe, load_agent, train_planner
 from ldp_tut.rooms import in_whole_room, walk_rooms
 from test_fake_device import DEVICE, faked
@@ -49,6 +49,32 @@ def test_patches_are_told_apart_in_every_byte_and_named_alike_however_the_pictur
     for p, n in ((patches, names), in_patches([pictures[:1], pictures[1:]], 3)):
         assert np.array_equal(p[n[..., 0]].swapaxes(2, 3).reshape(4, 3, 21, 3), pictures)
     assert np.array_equal(in_patches([pictures[::-1]], 3)[0], patches), 'one part: the order does not depend on where patches stand'
+
+
+def test_grids_of_many_channels_keep_all_of_them():
+    "One-hot grids have a channel for each thing, and may have more of them than a whole number has bytes."
+    data = walkers(6)
+    kinds, which = np.unique(data.observation.reshape(-1, data.observation.shape[-1]), axis=0, return_inverse=True)
+    grid = (which.reshape(*data.observation.shape[:3], 1) == np.arange(len(kinds))).astype(np.uint8)
+    many = replace(data, observation=np.concatenate([np.zeros_like(grid), np.zeros_like(grid), grid], -1))
+    assert many.observation.shape[-1] > 8
+    world = make_symbol_world(many)
+    assert len(world.kinds) == len(kinds) == world.spaces.kinds
+    assert np.array_equal(world.decode(world.encode(world.read(many.observation[:9]))).numpy(), many.observation[:9])
+    other = many.observation[:1].copy()
+    other[0, 2, 2] = 0
+    with pytest.raises(ValueError, match='never did'): world.read(other)
+
+
+@pytest.mark.parametrize('side', [8, 16, 32])
+def test_large_bright_patches_that_hardly_differ_are_told_apart(side):
+    tile = np.full((6, side, side, 3), 250, np.uint8)
+    tile[np.arange(6), 0, np.arange(6)] -= 1
+    which = np.random.default_rng(0).integers(0, 6, (len(walkers(6).observation), 3, 3))
+    data = replace(walkers(6), observation=tile[which].swapaxes(2, 3).reshape(len(which), 3 * side, 3 * side, 3))
+    names, world = cut_up(data, side)
+    with torch.autocast('cpu', torch.bfloat16): seen = world.read(data.observation[:20])
+    assert np.array_equal(seen.state.numpy(), names.observation[:20])
 
 
 def test_cells_that_the_data_never_showed_are_refused():
