@@ -648,7 +648,7 @@ def train_planner(
         how = replace(how, steps=count)
     if isinstance(net, FieldDenoiser): batches.grow = growing(how.steps, 0.4 if before is None else 0.1)
     run = fit(net, loss, batches, how, place('denoiser.safetensors'), device, progress, recipe=about)
-    agent = Agent(FarFuturePlanner(world, net, plan or default_plan(rewards, stride, net)))
+    agent = Agent(FarFuturePlanner(world, net, plan or default_plan(rewards, stride, net, world.actions)))
     agent.card = dict(licence='Apache-2.0', denoiser=denoiser_kind(net), rewards=asdict(rewards), seed=seed,
                       steps=how.steps, data=data_card(data), recipe=run.card['recipe'],
                       seconds=dict(world=round(world_run.seconds), denoiser=round(run.seconds)))
@@ -691,9 +691,10 @@ def begin_with(path, data, rewards, world) -> tuple:
 def steps_of_world(recipe, world): return recipe.world_steps or (1200 if isinstance(world, SymbolWorld) else 6000)
 def default_longest(data): return int(np.clip(np.quantile(data.length, 0.9) // 2, 4, 512))
 
-def default_plan(rewards: Rewards, stride: int, net=None) -> PlanConfig:
-    "Soon, where there is something to reach; late, where every step pays."
+def default_plan(rewards: Rewards, stride: int, net=None, actions: int = 0) -> PlanConfig:
+    "Soon, where there is something to reach; late, where every step pays. Doubt needs actions that can be counted."
     if isinstance(net, FieldDenoiser):  # one far token serves for every horizon, and the next step is all one needs
         return PlanConfig(horizon=net.longest, candidates=2, iterations=10, tokens=1, near=1, votes=8, scale=10.,
-                          eta=1., when='arrival', slack=3., judge='chance')
+                          eta=1., when='arrival', slack=3., judge='chance',
+                          doubt=2. if actions else 0.)
     return PlanConfig(stride=stride, replan=2 * stride, when='farthest' if rewards.kind == 'step' else 'passage')
