@@ -99,8 +99,8 @@ def claim_holds(claimed: dict, measured: dict) -> bool:
     """Three standard errors of success and of return, or a twentieth of either, may be
     missing, and in rooms walks may be a twentieth longer.
 
-    A few returns that happen to be alike say nothing of their spread: below thirty it is
-    taken to be the claim itself, at least. One episode alone proves nothing."""
+    A few returns that happen to be alike say nothing of their spread: below thirty it
+    is taken to be the claim itself, at least. One episode alone proves nothing."""
     paid, share = [row['return'] for row in measured['rows']], claimed['success']
     n, least = len(paid), claimed.get('mean_return', -math.inf)
     error = math.sqrt(max(share * (1 - share), 0.25 / n) / n)
