@@ -317,8 +317,9 @@ def find_checkpoint(
     shipped, known = checkpoint_shelf() / f'{name}.safetensors', list_pretrained()
     if shipped.is_file(): return shipped
     if name not in known:
+        also = [alias for alias, real in ALIASES.items() if real in known]
         raise CheckpointError(f'no checkpoint is called {name!r}: choose one of '
-                              f'{sorted([*known, *ALIASES])}, or give the path or address of a '
+                              f'{sorted([*known, *also])}, or give the path or address of a '
                               '.safetensors file')
     return download(known[name]['url'], known[name]['sha256'], progress=progress)
 
