@@ -6,7 +6,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/rooms.html.md"""
 
 # %% auto #0
 __all__ = ['walk_rooms', 'shown_to', 'in_pixels', 'cut_as_stored', 'how_to_see', 'rooms_of', 'fewest_steps',
-           'next_pictures_lawful', 'film_walk', 'chance_of_agent', 'in_whole_room', 'agents_drawn']
+           'next_pictures_lawful', 'Cloning', 'film_walk', 'chance_of_agent', 'in_whole_room', 'agents_drawn']
 
 # %% ../nbs/15_rooms.ipynb #7c31d0a5
 import time
@@ -25,7 +25,7 @@ from .planner import FarFuturePlanner
 from .records import FIELDS, Episodes
 from .store import TrajectoryStore
 from .viz import draw_room, side_by_side
-from .worlds import promise_gap
+from .worlds import Tried, promise_gap
 
 # %% ../nbs/15_rooms.ipynb #7c31d0a1
 def walk_rooms(
@@ -136,6 +136,24 @@ def next_pictures_lawful(world, plan, rooms) -> torch.Tensor:
         then.step(torch.full((len(rooms),), action))
         ok |= (part(shown_to(world, then)) == shown).flatten(1).all(1)
     return ok
+
+# %% ../nbs/15_rooms.ipynb #15cl0001
+class Cloning:
+    """The action head of a planner's denoiser of maps, asked about now alone, without any plan: its likeliest action
+    (after doubt, as for a planner), or a sample of it."""
+    def __init__(self, agent, doubt: float = 0., sample: bool = False):
+        self.world, self.net, self.doubt, self.sample = agent.planner.world, agent.planner.denoiser, doubt, sample
+
+    def begin(self, seeds): self.tried, self.generator = Tried(len(seeds)), torch.Generator().manual_seed(0)
+    def keep(self, rows): self.tried.keep(rows)
+
+    @torch.no_grad()
+    def act_batch(self, obs) -> np.ndarray:
+        seen = self.world.read(obs)
+        z, now = self.world.encode(seen)[:, None], torch.zeros(len(seen.state), 1)
+        said = self.net(z, now.long(), now, self.world.scene(seen)).heads['action'][:, 0]
+        if self.sample: return torch.multinomial(said.softmax(1), 1, generator=self.generator)[:, 0].numpy()
+        return self.tried.doubted(seen.state, said, self.doubt).argmax(1).numpy()
 
 # %% ../nbs/15_rooms.ipynb #7c31d0a6
 def film_walk(

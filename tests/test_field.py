@@ -16,7 +16,7 @@ from ldp_tut.envs import draw_pixels, layouts, room_seeds, shortest_plan
 from ldp_tut.field import FieldConfig, FieldDenoiser, each_once, field_offsets, field_parts, steps_said
 from ldp_tut.maps import kinds_in, make_symbol_world
 from ldp_tut.planner import Agent, FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
-from ldp_tut.rooms import in_pixels, next_pictures_lawful, rooms_of, shown_to, walk_rooms
+from ldp_tut.rooms import Cloning, in_pixels, next_pictures_lawful, rooms_of, shown_to, walk_rooms
 from ldp_tut.worlds import Spaces, fit_world
 
 G = lambda s=0: torch.Generator().manual_seed(s)
@@ -236,6 +236,19 @@ def test_a_share_of_windows_comes_to_an_end(parts):
     over = (rate[1] / rate[0])[2:6]
     assert over.min() > 1.5 and over.max() < 1.15 * over.min(), 'sooner ends would seem nearer than they are'
     assert torch.isfinite(batches.window((0, 6), moved)['first']).all()
+
+
+def test_cloning_asks_the_action_head_alone_and_tries_something_else_when_it_doubts(parts):
+    data, world, net, *_ = parts
+    agent, obs = Agent(FarFuturePlanner(world, net)), data.observation[[0, 3, 5]]
+    sure, doubts, drawn = Cloning(agent), Cloning(agent, 50.), Cloning(agent, sample=True)
+    for walker in (sure, doubts, drawn): walker.begin(range(3))
+    first = sure.act_batch(obs)
+    assert np.array_equal(first, sure.act_batch(obs)), 'without doubt always the same'
+    assert np.array_equal(first, doubts.act_batch(obs)) and (doubts.act_batch(obs) != first).all()
+    doubts.keep([2, 0]), drawn.keep([1])
+    again = doubts.act_batch(obs[[2, 0]])
+    assert (again != first[[2, 0]]).all() and drawn.act_batch(obs[[1]]).shape == (1,), 'who is left remembers'
 
 
 def test_rows_are_kept_once_and_all_find_theirs():
