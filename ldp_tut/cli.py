@@ -19,6 +19,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Generic, Literal, TypeVar, Union
 
 import tyro
@@ -332,7 +333,7 @@ def _command(recipe, **also):
     given = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
     given = {n: v for n, v in given.items() if v != getattr(default, n)}
     given = {n: v for n, v in also.items() if v not in (None, 0)} | given
-    spell = lambda n, v: f'--{"" if v else "no-"}{n}' if isinstance(v, bool) else f'{_flag(n)} {v}'
+    spell = lambda n, v: f'--{"" if v else "no-"}{n}' if isinstance(v, bool) else f'{_flag(n)} {quote(str(v))}'
     return ' '.join(['ldp-tut train', *(spell(n, v) for n, v in given.items())])
 
 def run_train(a) -> dict:
@@ -398,7 +399,7 @@ def world_and_data(a) -> tuple:
     from ldp_tut.data import make_any
     from ldp_tut.rooms import cut_as_stored, how_to_see
     from ldp_tut.worlds import Spaces, check_environment
-    name = a.env or Path(a.data.rstrip('/')).name.replace('minari:', '')
+    name = a.env or Path(a.data.removeprefix('minari:')).resolve().name
     kind = '' if a.method == 'far-future' else f'-{a.method}'
     out = Path(a.out or f'runs/{name}{kind}')
     _writable(out)

@@ -114,6 +114,8 @@ class Block(nn.Module):
     "Pre-norm transformer block: tokens look at one another, then think."
     def __init__(self, width: int, heads: int):
         super().__init__()
+        if width % heads:
+            raise ValueError(f'width={width} is shared by {heads} heads: a multiple')
         self.heads = heads
         self.norm1, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
         self.out1, self.norm3 = nn.Linear(width, width), nn.LayerNorm(width)

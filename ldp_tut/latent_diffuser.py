@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .board import as_floats, check_count, check_finite, check_positive, check_seeds, full_board
+from .board import as_floats, check_between, check_count, check_finite, check_positive, check_seeds, full_board
 from .checkpoints import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from .data import Normaliser, Slices, returns_to_go
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, last, sample, seeded_noise
@@ -184,7 +184,8 @@ class LatentConfig:
         for name in ('state_dim', 'action_dim', 'stride', 'tokens', 'latents',
                      'latent_dim', 'width', 'depth', 'K'):
             check_count(getattr(self, name), name)
-        check_positive(self.discount, 'discount'), check_positive(self.kl, 'kl')
+        check_between(self.discount, 'discount', 0, 1, '()')
+        check_positive(self.kl, 'kl')
         if self.tokens % self.latents or self.latents % 2:
             raise ValueError(f'latents must be even and divide tokens, got '
                              f'{self.latents} latents and {self.tokens} tokens')

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data import Trajectories
+from .records import place_values
 from .train import fast_bf16
-from .worlds import Seen, Spaces, action_error, on, place_values, read_observation
+from .worlds import Seen, Spaces, action_error, on, read_observation
 
 # %% ../nbs/12c_maps.ipynb #7ba89267
 class SymbolWorld(nn.Module):

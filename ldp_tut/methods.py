@@ -12,6 +12,7 @@ __all__ = ['METHODS', 'MAKERS', 'DRIVERS', 'check_method', 'shows_pictures', 'ch
 
 # %% ../nbs/20b_methods.ipynb #m0000005
 import time
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -124,6 +125,9 @@ def make_policy(data, recipe, out, seed, device, progress) -> tuple:
 def make_latent_diffuser(data, recipe, out, seed, device, progress) -> tuple:
     "A `LatentDiffuser` of these data, and how it acts."
     tokens, steps = recipe.tokens or 8, recipe.steps or 400
+    if tokens % 2:
+        raise ValueError('latents must be even and divide tokens: choose an even '
+                         f'number of tokens, got {tokens}')
     stride = recipe.stride or stride_for(data, tokens)
     half = range(2, tokens // 2 + 1, 2)
     latents = max((n for n in half if tokens % n == 0), default=2)
@@ -160,7 +164,7 @@ def fit_returns(model, segments, steps, seed, path, progress):
         return whole, model.values(token[:, 0, -1:])
     def loss(net, batch, g): return F.mse_loss(net(batch[0]), batch[1])
     how = TrainConfig(steps=steps, lr=2e-3, warmup=min(50, steps), ema=.99, seed=seed)
-    about = dict(model=asdict(model.config), tokens=model.tokens, steps=steps,
+    about = dict(model=asdict(model.config), tokens=model.tokens,
                  data=fingerprint(segments.slices.observation, segments.to_go))
     return fit(model.returns, loss, batches, how, path, 'cpu', progress, recipe=about)
 
@@ -225,12 +229,16 @@ class PlansAhead(Ahead):
 
 # %% ../nbs/20b_methods.ipynb #m0000021
 def _policy_driver(model, how):
-    # its own configuration says how long a plan is followed, and checks it
-    model.config = replace(model.config, Ta=how.execute, iterations=how.iterations)
-    if isinstance(model, SeeingPolicy): model.policy.config = model.config
     if how.candidates > 1 or how.beta:
         raise ValueError('a policy has no value to choose by: leave out candidates '
                          'and beta')
+    # its own configuration says how long a plan is followed, and checks it; the same
+    # weights may act in another way elsewhere
+    model, seeing = copy(model), isinstance(model, SeeingPolicy)
+    model.config = replace(model.config, Ta=how.execute, iterations=how.iterations)
+    if seeing:
+        model._modules = dict(model._modules, policy=copy(model.policy))
+        model.policy.config = model.config
     return PolicyAhead(model, how, model.config.To)
 
 def _plans_driver(model, how):
@@ -262,6 +270,7 @@ class MethodAgent:
         self.method, self.model, self.spaces = method, model.cpu().eval(), spaces
         self.config, self.card = config, card or {}
         self.driver = DRIVERS[method](self.model, config)
+        self.model = getattr(self.driver, 'model', self.model)  # with its options
         self.reset()
 
     def reset(self, seed: int = 0) -> 'MethodAgent':

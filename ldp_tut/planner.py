@@ -48,7 +48,7 @@ def _check_plan(c):
     for name in ('slack', 'trust', 'patience', 'doubt'): check_between(getattr(c, name), name, 0, math.inf, '[)')
     if c.near > c.tokens:
         raise ValueError(f'near={c.near} of tokens={c.tokens} cannot stand close: choose near at most {c.tokens}')
-    if c.replan > c.near * c.stride and c.tokens > c.near:
+    if c.replan > c.near * c.stride:
         raise ValueError(f'replan={c.replan} executes more steps than the {c.near} near tokens of '
                          f'{c.stride} steps reach: raise near or stride, or replan sooner')
     for name, known in (('when', WHEN), ('order', ORDERS), ('judge', JUDGES)):
@@ -481,7 +481,7 @@ class Agent:
         return out.cpu().numpy()
 
     def plan_seeds(self) -> list:
-        "Other noise in every episode and step."
+        "One for each episode and step."
         return [(s * 10_007 + self.step) % 2**62 for s in self.seeds]
 
     def remembered(self):
@@ -549,9 +549,9 @@ def save_agent(path, agent: Agent):
         ours = ', '.join(c.__name__ for c in (*WORLDS.values(), *(c for c, _ in DENOISERS.values())))
         raise ValueError(f'only agents made of {ours} are saved whole; save the weights of '
                          f'{type(world).__name__} and {type(net).__name__} yourself')
-    half = lambda t: t.half() if t.dtype == torch.float32 else t
-    parts = dict(world=world, denoiser=net)
-    tensors = {f'{p}.{n}': half(t) for p, m in parts.items() for n, t in m.state_dict().items()}
+    whole = {f'world.{n}' for n, _ in world.named_buffers()}  # centres and scales can be of any size
+    named = ((f'{p}.{n}', t) for p, m in dict(world=world, denoiser=net).items() for n, t in m.state_dict().items())
+    tensors = {n: t if t.dtype != torch.float32 or n in whole else t.half() for n, t in named}
     about = dict(kind=kind, spaces=asdict(world.spaces), max_gap=world.max_gap, features=getattr(world, 'features', 0))
     card = {**agent.card, 'kind': 'agent', 'denoiser': denoiser, 'world': about,
             'model': asdict(net.config), 'plan': asdict(agent.config)}
@@ -628,8 +628,7 @@ def train_planner(
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest, recipe.ends)
-    stride = max(1, longest // 48)
-    place = lambda name: None if out is None else Path(out) / name
+    stride, place = max(1, longest // 48), lambda name: None if out is None else Path(out) / name
     about = dict(asdict(recipe), longest=longest, rewards=asdict(rewards), seed=seed, data=fingerprint(data),
                  world='default' if world is None else fingerprint_of_world(world))
     if recipe.start_from: about['start_from'] = f'{Path(recipe.start_from).name} {file_sha256(recipe.start_from)[:16]}'
@@ -661,7 +660,8 @@ def to_train(world, data, rewards, longest, steps, recipe, seed, device) -> tupl
     "A denoiser for the tokens of a world, its loss, its batches, and fields of `TrainConfig`."
     fast = dict(precision=cpu_precision()) if device.type == 'cpu' else {}
     if len(world.latent_shape) == 3:
-        good = check_ends_pay(data, rewards).terminated & (data.reward[data.action_start + data.length - 1] > 0)
+        paid = data.reward[data.action_start + data.length - 1] > rewards.low
+        good = check_ends_pay(data, rewards).terminated & paid
         parts = field_parts(world, data, good, longest, steps, recipe.width or 48, seed, device,
                             recipe.tokens or 6, recipe.batch or 32)
         parts[2].ending = recipe.ends

@@ -355,7 +355,7 @@ class MixturePolicy(Policy):
     def propose(self, known, seeds):
         log_w, mean, _ = self.mixture(known)
         # the mean of one mode, drawn by its weight: nearly so Mandlekar et al. 2021
-        u = torch.stack([torch.rand(1, generator=torch.Generator().manual_seed(s))
+        u = torch.stack([torch.rand(1, generator=torch.Generator().manual_seed(int(s)))
                          for s in seeds]).to(log_w)
         mode = (log_w.exp().cumsum(1) < u).sum(1).clamp(max=self.config.modes - 1)
         return mean[torch.arange(len(mode)), mode].unflatten(1, (self.config.Tp, -1))

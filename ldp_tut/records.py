@@ -9,18 +9,20 @@ __all__ = ['FIELDS', 'Episodes', 'check_room_lengths', 'check_amounts', 'check_p
            'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_padded', 'check_alike',
            'check_data', 'check_rooms', 'check_rows', 'check_view', 'check_shards', 'check_sliceable', 'check_episodes',
            'checked_rows', 'spread', 'check_scales', 'observation_reader', 'action_reader', 'is_picture', 'check_parts',
-           'vector_reader', 'join_parts', 'check_actions', 'Tape', 'Player']
+           'vector_reader', 'join_parts', 'without_double', 'taken', 'check_actions', 'place_values', 'cells_in',
+           'as_agents_see', 'flat_box', 'Tape', 'Player']
 
 # %% ../nbs/95_records.ipynb #d20r0005
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.wrappers import TransformAction, TransformObservation
 
 # %% ../nbs/95_records.ipynb #435c5670
 @dataclass
@@ -204,7 +206,7 @@ def select(
     "Some of the episodes, in this order. Raises `ValueError` where none is left."
     which = np.arange(len(data))[which]
     whole = data.length[which].astype(np.int64)
-    T = whole if length is None else np.asarray(length).astype(np.int64)
+    T = whole if length is None else np.minimum(whole, length).astype(np.int64)
     def rows(start, n):
         return np.repeat(start[which] - n.cumsum() + n, n) + np.arange(n.sum())
     long, short = rows(data.observation_start, T + 1), rows(data.action_start, T)
@@ -356,7 +358,7 @@ def observation_reader(
     """How observations become arrays; of MiniGrid's own dictionary the `image` is read.
 
     In other dictionaries parts are joined in alphabetical order, `desired_goal` is the
-    goal, `achieved_goal`, if it is not there yet, comes first. Else `ValueError`."""
+    goal, `achieved_goal` comes first (see `without_double`). Else `ValueError`."""
     parts = dict(space.spaces) if isinstance(space, Dict) else {}
     if is_picture(space): return lambda x: (np.asarray(x), None)
     if 'image' in parts and set(parts) <= {'image', 'direction', 'mission'}:
@@ -398,8 +400,21 @@ def join_parts(parts):
     "Vectors of a dictionary as one, and the goal. What was achieved stands first, where a goal is compared with it."
     goal, here = parts.pop('desired_goal', None), parts.pop('achieved_goal', None)
     rest = [parts[name] for name in sorted(parts)]
-    if here is not None and not (rest and np.array_equal(rest[0][:, :here.shape[1]], here)): rest = [here, *rest]
-    return np.concatenate(rest, 1), goal
+    return np.concatenate(rest if here is None else [here, *rest], 1), goal
+
+def without_double(data, space):
+    """The data without `achieved_goal` in front, where observations begin with it anyway, in all rows: one row, or
+    one episode, may do so by chance."""
+    parts, x = dict(space.spaces) if isinstance(space, Dict) else {}, data.observation
+    G = int(np.prod(parts['achieved_goal'].shape)) if 'achieved_goal' in parts else 0
+    if not G or not np.array_equal(x[:, :G], x[:, G:2 * G]): return data
+    return replace(data, observation=np.ascontiguousarray(x[:, G:]))
+
+def taken(action, space):
+    "One action of an agent, which counts from 0 and knows vectors alone, as its environment takes it."
+    if isinstance(space, Discrete): return int(action) + int(space.start)
+    a = np.reshape(action, space.shape)
+    return (np.rint(a) if space.dtype.kind in 'iu' else a).astype(space.dtype)
 
 def check_actions(action, space, count):
     "A batch of actions as the environment takes them; raises `ValueError` where it is not one."
@@ -407,9 +422,54 @@ def check_actions(action, space, count):
     if action.shape != (count, *space.shape):
         raise ValueError(f'the policy must return actions of shape {[count, *space.shape]} for {count} environments, '
                          f'got {list(action.shape)}')
+    if isinstance(space, Discrete) and action.dtype.kind not in 'biu':
+        raise ValueError(f'actions of {space} are integers, the policy returned {action.dtype}')
     if isinstance(space, Discrete) and not ((action >= space.start) & (action < space.start + space.n)).all():
         raise ValueError(f'the policy returned an action outside {space}: {action.tolist()}')
     return action.astype(space.dtype, copy=False)
+
+# %% ../nbs/95_records.ipynb #d10c0015
+def place_values(channels: int) -> np.ndarray:
+    """What each byte of a cell counts in the cell's name, int64 [channels].
+
+    Up to eight bytes fill a name; of more, names are sums of random multiples, and chance gives two cells the same
+    name about once in 2^56."""
+    if channels <= 8: return 256 ** np.arange(channels)
+    return 2 * np.random.default_rng(0).integers(-2**62, 2**62, channels) + 1
+
+def cells_in(frames, most: int, chunk: int = 20_000) -> int:
+    "How many different cells there are in frames uint8 [N, rows, cols, channels]; 0: more than `most`."
+    found, power = set(), place_values(frames.shape[-1])
+    for i in range(0, len(frames), chunk):
+        found |= set(np.unique(frames[i:i + chunk].astype(np.int64) @ power).tolist())
+        if len(found) > most: return 0
+    return len(found)
+
+# %% ../nbs/95_records.ipynb #d10c0013
+def as_agents_see(env):
+    """An environment whose observations are vectors, as data hold them, and whose
+    actions count from 0; the same one if they are already, or if it shows pictures."""
+    see, act = env.observation_space, env.action_space
+    parts = dict(see.spaces) if isinstance(see, Dict) else {'': see}
+    plain = lambda s: isinstance(s, Box) and len(s.shape) == 1
+    if not ('image' in parts or is_picture(see) or all(map(plain, parts.values()))):
+        read = {name: vector_reader(s) for name, s in check_parts(see, parts).items()}
+        def one(name, x): return read[name](np.asarray(x)[None])[0]
+        def every(x):
+            if '' in read: return one('', x)
+            return {name: one(name, x[name]) for name in read}
+        flat = {n: flat_box(s) for n, s in parts.items()}
+        env = TransformObservation(env, every, flat.get('') or Dict(flat))
+    floats = plain(act) and act.dtype.kind == 'f'
+    if floats or isinstance(act, Discrete) and not act.start: return env
+    _, many = action_reader(act)
+    return TransformAction(env, lambda a: taken(a, act),
+                           Discrete(many) if many else flat_box(act))
+
+def flat_box(space):
+    "The vectors that a space's numbers become."
+    size = int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape))
+    return Box(-np.inf, np.inf, (size,))
 
 # %% ../nbs/95_records.ipynb #d10c0007
 class Tape:
@@ -484,4 +544,4 @@ class Player:
         cut = {t.number: t.episode(False) for t in self.tapes.values() if t.reward}
         done = self.done | cut
         made = Trajectories.from_episodes([done[n] for n in sorted(done)], self.actions)
-        return check_data(made)
+        return without_double(check_data(made), self.many.single_observation_space)

@@ -99,13 +99,16 @@ def claim_holds(claimed: dict, measured: dict) -> bool:
     """Three standard errors of success and of return, or a twentieth of either, may be
     missing, and in rooms walks may be a twentieth longer.
 
-    A few returns that happen to be alike say nothing of their spread: below thirty it
-    is taken to be the claim itself, at least. One episode alone proves nothing."""
+    Of a few returns the spread is not well known (Student's t is wider), and of returns
+    that are all alike not at all: then it is as if only what succeeds paid. Three
+    episodes or fewer prove nothing by their return."""
     paid, share = [row['return'] for row in measured['rows']], claimed['success']
-    n, least = len(paid), claimed.get('mean_return', -math.inf)
+    n, least = len(paid), claimed.get('mean_return', measured['mean_return'])
     error = math.sqrt(max(share * (1 - share), 0.25 / n) / n)
-    spread = statistics.stdev(paid) if n > 1 else math.inf
-    spread = max(spread, abs(least) if n < 30 else 0.) / math.sqrt(n)
+    spread = math.inf
+    if n > 3:
+        alike = abs(least) * (math.sqrt((1 - share) / share) if share else 1.)
+        spread = (statistics.stdev(paid) or alike) * math.sqrt((n - 1) / (n - 3) / n)
     longest = 1.05 * claimed.get('steps_over_optimum', math.inf)
     return (measured['success'] >= share - max(3 * error, 1 / 20)
             and measured['mean_return'] >= least - max(3 * spread, abs(least) / 20)

@@ -73,7 +73,9 @@ def _walk_side_by_side(agent, twin, seeds, most, bar) -> list:
         action = torch.zeros(n, dtype=torch.long)
         action[live] = torch.as_tensor(agent.act_batch(shown_to(agent, rooms_of(twin, live)).numpy()))
         plan = getattr(agent, 'plan', None)
-        told = None if plan is None else next_pictures_lawful(agent.planner.world, plan, rooms_of(twin, live))
+        if plan is not None:
+            seen = plan._replace(times=plan.times - getattr(agent, 'since', 1) + 1)  # it may be some steps old
+            told = next_pictures_lawful(agent.planner.world, seen, rooms_of(twin, live))
         reward, *_ = twin.step(action)
         for i, j in enumerate(live.tolist()):
             if plan is not None:
@@ -142,6 +144,9 @@ class Cloning:
     """The action head of a planner's denoiser of maps, asked about now alone, without any plan: its likeliest action
     (after doubt, as for a planner), or a sample of it."""
     def __init__(self, agent, doubt: float = 0., sample: bool = False):
+        if not agent.planner.world.actions:
+            raise ValueError('cloning here chooses one of a few actions, and this agent acts by vectors')
+        if sample and doubt: raise ValueError('a sample of the head does not doubt: choose one of the two')
         self.world, self.net, self.doubt, self.sample = agent.planner.world, agent.planner.denoiser, doubt, sample
 
     def begin(self, seeds): self.tried, self.generator = Tried(len(seeds)), torch.Generator().manual_seed(0)
@@ -150,8 +155,9 @@ class Cloning:
     @torch.no_grad()
     def act_batch(self, obs) -> np.ndarray:
         seen = self.world.read(obs)
-        z, now = self.world.encode(seen)[:, None], torch.zeros(len(seen.state), 1)
-        said = self.net(z, now.long(), now, self.world.scene(seen)).heads['action'][:, 0]
+        z = self.world.encode(seen)[:, None]
+        now = torch.zeros(len(z), 1, device=z.device)
+        said = self.net(z, now.long(), now, self.world.scene(seen)).heads['action'][:, 0].cpu()
         if self.sample: return torch.multinomial(said.softmax(1), 1, generator=self.generator)[:, 0].numpy()
         return self.tried.doubted(seen.state, said, self.doubt).argmax(1).numpy()
 

@@ -7,10 +7,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/stores.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'NEEDED', 'UNREADABLE', 'StoreError', 'as_json', 'file_sum', 'write_shard', 'read_shard', 'check_plain',
            'broken', 'check_kind', 'read_array', 'TrajectoryStore', 'check_shard_name', 'check_any', 'cannot_write',
-           'check_storable', 'check_same', 'import_minari', 'id_taken', 'to_minari', 'minari_buffers', 'box_of',
-           'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows', 'check_found', 'check_episode', 'grid_episodes',
-           'to_folder', 'from_folder', 'load_data', 'from_store_or_folder', 'from_local_minari', 'check_there',
-           'check_no_rooms', 'check_empty', 'check_files', 'read_episode', 'count_actions']
+           'check_storable', 'check_same', 'check_fits', 'import_minari', 'id_taken', 'to_minari', 'minari_buffers',
+           'box_of', 'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows', 'check_found', 'check_episode',
+           'grid_episodes', 'to_folder', 'from_folder', 'load_data', 'from_store_or_folder', 'from_local_minari',
+           'check_there', 'check_no_rooms', 'check_empty', 'check_files', 'read_episode', 'check_one_kind',
+           'count_actions']
 
 # %% ../nbs/94_stores.ipynb #d20s0005
 import json
@@ -27,7 +28,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from gymnasium.spaces import Box, Dict, Discrete
 
-from .records import Episode, Episodes, Trajectories, action_reader, as_numbers, check_data, observation_reader
+from .records import (Episode, Episodes, Trajectories, action_reader, as_numbers, check_alike, check_data,
+                             observation_reader, without_double)
 
 # %% ../nbs/94_stores.ipynb #d20s0008
 class StoreError(ValueError):
@@ -128,6 +130,8 @@ class TrajectoryStore:
         with self.writing():
             have = self.shards()
             if have: check_same(self.path, self.card(have[0]), card, kind)
+            if have and kind == 'flat':
+                check_fits(have[0], self.card(have[0]), episodes)
             number = int(have[-1].name[6:]) + 1 if have else 0
             folder = self.path / f'shard-{number:05d}'
             try: write_shard(folder, episodes, kind, card)
@@ -189,6 +193,11 @@ def check_same(path, old, card, kind):
     if old['env_id'] != card['env_id'] or old.get('kind', 'grid').replace('vector', 'flat') != kind:
         raise StoreError(f'{path} holds {old["env_id"]}, not {card["env_id"]} (or another kind of record, {kind}): '
                          'choose another folder')
+
+def check_fits(shard, card, episodes):
+    "Have new rows the shapes of those that are there?"
+    try: check_alike([read_shard(shard, card, False), episodes])
+    except ValueError as e: raise StoreError(f'{shard.parent}: {e}') from None
 
 # %% ../nbs/94_stores.ipynb #d10a0006
 def import_minari():
@@ -292,7 +301,8 @@ def from_minari(
     act, actions = action_reader(dataset.action_space)
     rows = ((*see(e.observations), act(e.actions), e.rewards, e.terminations)
             for e in episodes)
-    return from_rows(dataset.id, rows, actions)
+    made = from_rows(dataset.id, rows, actions)
+    return without_double(made, dataset.observation_space)
 
 def from_rows(name, rows, actions):
     "Of (observations, goals, actions, rewards, terminations) [T, ...] from elsewhere."
@@ -365,6 +375,7 @@ def from_folder(
     "Read a folder of episodes. `ValueError` names the file for what cannot be read."
     files = check_files(path, sorted(Path(path).glob('*.npz')))
     parts = [read_episode(f) for f in files]
+    check_one_kind(files, parts)
     actions = count_actions(path, parts, actions)
     keys = ('observation', 'goal', 'action', 'reward', 'terminated')
     return from_rows(str(path), ([p.get(k) for k in keys] for p in parts), actions)
@@ -424,14 +435,25 @@ def read_episode(file):
     missing = [k for k in NEEDED if k not in parts]
     if missing: raise ValueError(f'{file} has the keys {sorted(parts)}, and {", ".join(missing)} is missing: '
                                  f'an episode needs {", ".join(NEEDED)}')
-    for k in ('reward', 'terminated'):
-        if parts[k].ndim > 1: raise ValueError(f'{k} in {file} must be one number a step, got {list(parts[k].shape)}')
+    for k in ('reward', 'terminated', 'actions'):
+        if k not in parts or parts[k].ndim == (k == 'reward') or k == 'terminated' and parts[k].ndim == 1: continue
+        what = 'one number' if k == 'actions' else 'one number a step'
+        raise ValueError(f'{k} in {file} must be {what}, got {list(parts[k].shape)}')
+    if not len(parts['reward']): raise ValueError(f'{file} has no steps: leave it out')
     try: parts['observation'] = as_numbers(parts['observation'])
     except ValueError as e: raise ValueError(f'observation in {file}: {e}') from None
     if not parts['terminated'].ndim:  # of the whole episode
         T = len(parts['action'])
         parts['terminated'] = (np.arange(T) == T - 1) & bool(parts['terminated'])
     return parts
+
+def check_one_kind(files, parts):
+    "Raises `ValueError` with the first file whose arrays have other shapes than those of the first one."
+    def kind(p): return {n: list(p[n].shape[1:]) if n in p else None for n in ('observation', 'action', 'goal')}
+    for file, part in zip(files, parts):
+        other = [f'{n} {v}, not {kind(parts[0])[n]}' for n, v in kind(part).items() if v != kind(parts[0])[n]]
+        if other: raise ValueError(f'{file} is unlike {files[0].name} (a row of {"; ".join(other)}): they cannot be '
+                                   'one data set')
 
 def count_actions(path, parts, actions):
     "How many discrete actions a folder has: told, said by the files, or counted; 0 where they are vectors."

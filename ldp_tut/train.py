@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
 from torch import nn
 from tqdm.auto import tqdm
@@ -302,6 +303,10 @@ def _accelerator(device, config, track):
     "Accelerate, on this device and no other, with its trackers told what is trained."
     # accelerate trains on the current device
     if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)
+    held = PartialState._shared_state.get('device')
+    if held is not None and held.type != device.type and PartialState().num_processes == 1:
+        # one process, which has trained on another device: it may, one after the other
+        AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=device.type == 'cpu', log_with=track.tracker,
                               project_dir=track.folder)
     if accelerator.device.type != device.type:

@@ -1,0 +1,208 @@
+"Worlds that do not speak as data do: other actions, other observations, other rewards."
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+
+from ldp_tut.data import collect
+from ldp_tut.methods import MethodAgent, MethodRecipe, train_method
+from ldp_tut.planner import PlanConfig, load_agent, save_agent, train_planner
+from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, select
+from ldp_tut.store import StoreError, TrajectoryStore, from_folder
+from ldp_tut.worlds import Rewards, Spaces, Windows, check_environment, play, read_observation, token_batches
+
+rng = np.random.default_rng(0)
+SHORT = dict(steps=2, world_steps=2, width=32, depth=1, progress=False, device='cpu')
+
+
+def episode(T=20, D=2, reward=None, terminated=True, goal=None, offset=0., scale=1.):
+    x = (rng.normal(size=(T + 1, D)) * scale + offset).astype(np.float32)
+    reward = rng.random(T).astype(np.float32) if reward is None else np.asarray(reward, np.float32)
+    return Episode(x, rng.integers(0, 2, T), reward, terminated, goal)
+
+
+class Choice(gym.Env):
+    "Ten steps; action 3 of 1, 2, 3 pays. It sees one of four numbers."
+    observation_space, action_space = Discrete(4), Discrete(3, start=1)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return 0, {}
+    def step(self, action):
+        self.t += 1
+        return self.t % 4, float(action == 3), False, self.t == 10, {}
+
+
+class Table(Choice):
+    "The same, which sees a table and acts by one of whole numbers."
+    observation_space = Box(-1, 1, (2, 2))
+    action_space = Box(-3, 3, (2, 2), np.int64)
+    def reset(self, **how): return np.full((2, 2), super().reset(**how)[0], np.float32), {}
+    def step(self, action):
+        assert action.shape == (2, 2) and action.dtype == np.int64
+        _, _, *rest = super().step(1)
+        return np.full((2, 2), self.t / 10, np.float32), 1., *rest
+
+
+def test_what_is_cloned_is_what_was_shown_where_actions_start_at_one():
+    data = collect(Choice, lambda obs: np.full(len(obs), 3), episodes=20, progress=False)
+    assert data.observation.shape[1:] == (4,) and set(data.action) == {2}
+    agent = train_method('policy', data, MethodRecipe(steps=60, width=32), progress=False)
+    check_environment(Choice(), Spaces.of(data))
+    assert play(agent, Choice, 4, whole=True, progress=False)['mean_return'] > 5  # 0 where action 3 is played as 2
+    with pytest.raises(ValueError, match='integers, the policy returned float64'):
+        check_actions(np.full(8, .9), Choice.action_space, 8)
+
+
+def test_tables_are_vectors_for_agents_and_tables_for_their_world():
+    data = collect(Table, 'random', episodes=6, progress=False)
+    agent = train_planner(data, **SHORT)
+    assert play(agent, Table, 2, whole=True, most=3, progress=False)['mean_return'] == 3
+    plain = gym.make('CartPole-v1')
+    assert as_agents_see(plain) is plain
+    with pytest.raises(ValueError, match='give its id, or a function'): play(agent, plain)
+
+
+def test_a_saved_planner_is_the_planner_that_was_trained(tmp_path):
+    for offset, scale in ((1e5, 1.), (0., 1e7), (0., 1e-7), (3000., .1)):
+        data = Trajectories.from_episodes([episode(offset=offset, scale=scale) for _ in range(4)], 2)
+        agent = train_planner(data, **SHORT)
+        back = load_agent(save_agent(tmp_path / 'a.safetensors', agent), 'cpu')
+        obs = data.observation[:9]
+        z, again = (a.planner.world.encode(a.planner.world.read(obs)) for a in (agent, back))
+        assert torch.equal(z, again) and again.isfinite().all()
+
+
+def test_ends_that_pay_better_than_steps_are_what_is_planned_for():
+    "Acrobot's rewards, a climber's who pays for every push, and CartPole's."
+    up = Trajectories.from_episodes([episode(9, reward=[-1] * 8 + [0]) for _ in range(3)]
+                                    + [episode(9, reward=[-1] * 9, terminated=False)], 2)
+    paid = Rewards.of(up)
+    assert (paid.kind, paid.low) == ('end', -1)
+    windows = Windows([up[:2], up[2:]], absorb=True)
+    batch = token_batches(windows, paid, 8)(1, torch.Generator().manual_seed(0))
+    assert 0 < batch['reward'].mean() < 1
+    push = Trajectories.from_episodes([episode(9, reward=[-.1] * 8 + [100])], 2)
+    assert (Rewards.of(push).kind, Rewards.of(push).low) == ('end', 0)
+    pole = Trajectories.from_episodes([episode(9, reward=[1] * 9)], 2)
+    assert Rewards.of(pole).kind == 'step'
+    lost = Trajectories.from_episodes([episode(9, reward=[0] * 8 + [1], terminated=False)], 2)
+    with pytest.raises(ValueError, match='marked as terminated'): Rewards.of(lost)
+
+
+class Swing(gym.Env):
+    "Ends after five steps of action 1, paying 0 there and -1 before."
+    observation_space, action_space = Box(-1, 1, (1,)), Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = self.up = 0
+        return np.zeros(1, np.float32), {}
+    def step(self, action):
+        self.t, self.up = self.t + 1, self.up + action
+        over = self.up >= 5
+        return np.full(1, self.up / 10, np.float32), float(over) - 1, bool(over), self.t >= 20, {}
+
+
+class Always:
+    def __init__(self, action, **rewards): self.action, self.card = action, dict(rewards=rewards)
+    def begin(self, seeds): pass
+    def keep(self, rows): pass
+    def act_batch(self, obs): return np.full(len(obs), self.action)
+
+
+@pytest.mark.parametrize('rewards', [dict(kind='end', low=-1.), dict(kind='step', low=-1., high=0.)])
+def test_who_ends_it_well_succeeds_and_who_idles_does_not(rewards):
+    done, idle = (play(Always(a, **rewards), Swing, 2, whole=True, progress=False) for a in (1, 0))
+    assert done['success'] == 1 and done['mean_steps'] == 5
+    assert idle['success'] == (rewards['kind'] == 'step')  # it was never ended
+
+
+def test_goals_that_cost_nothing_are_reached():
+    "Rewards of -1, and 0 at the goal."
+    def trip():
+        x = np.linspace([0, 0], [1, 1], 11).astype(np.float32)
+        return Episode(x, np.zeros(10, int), np.r_[[-1.] * 9, 0.].astype(np.float32), False, np.ones_like(x))
+    data = Trajectories.from_episodes([trip() for _ in range(3)], 2)
+    r = Rewards.of(data)
+    assert (r.kind, r.low, r.radius) == ('goal', -1, 0)
+
+
+def test_pictures_are_bytes_of_rows_columns_and_channels():
+    spaces = Spaces('pixels', (4, 4, 3), actions=2)
+    for odd in (np.full((4, 4, 3), .7), np.full((4, 4, 3), np.nan), np.full((4, 4, 3), 300)):
+        with pytest.raises(ValueError, match='pictures are bytes'): read_observation(odd, spaces)
+    stacked = Trajectories(np.zeros((6, 4, 32, 32), np.uint8), np.zeros(5, int), np.ones(5), [5], [True], 2)
+    with pytest.raises(ValueError, match='move the first axis to the end'): Spaces.of(stacked)
+
+
+def test_no_episode_reaches_into_the_next_one():
+    data = Trajectories(np.arange(12.)[:, None], np.zeros(10, int), np.arange(10.), [5, 5], [True, True], 2)
+    some = select(data, [0], [8])
+    assert some.length.tolist() == [5] and some.terminated[0] and some.observation[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert select(data, [0, 1], 3).length.tolist() == [3, 3]
+
+
+class Still(gym.Env):
+    "At the start its speed and its place are the same numbers."
+    place = Box(-9, 9, (2,))
+    observation_space = Dict(observation=Box(-9, 9, (4,)), achieved_goal=place, desired_goal=place)
+    action_space = Discrete(2)
+    def see(self):
+        v = np.full(2, float(self.t > 0), np.float32)
+        x = np.full(2, 2. * self.t, np.float32)
+        return dict(observation=np.r_[v, x], achieved_goal=x, desired_goal=np.full(2, 6, np.float32))
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.see(), {}
+    def step(self, action):
+        self.t += 1
+        return self.see(), float(self.t == 3), False, self.t == 6, {}
+
+
+def test_what_was_achieved_stands_first_in_every_row_or_in_none():
+    data = collect(Still, 'random', episodes=3, progress=False)
+    assert data.observation.shape[1] == 6 and data.observation[1].tolist() == [2, 2, 1, 1, 2, 2]
+    seen = read_observation(Still().reset()[0], Spaces.of(data))
+    assert seen.state.tolist() == [[0] * 6]
+    class Same(Still):
+        def see(self): return super().see() | dict(achieved_goal=super().see()['observation'][:2])
+    data = collect(Same, 'random', episodes=3, progress=False)
+    assert data.observation.shape[1] == 4
+    assert read_observation(Same().reset()[0], Spaces.of(data)).state.shape == (1, 4)
+
+
+def test_a_model_may_act_in_two_ways_at_once():
+    data = Trajectories.from_episodes([episode(40) for _ in range(4)], 2)
+    agent = train_method('policy', data, MethodRecipe(steps=2, width=32), progress=False)
+    before = agent.model.config.Ta
+    MethodAgent('policy', agent.model, agent.spaces, agent.config.__class__(execute=2), agent.card)
+    assert agent.model.config.Ta == before != 2
+
+
+def test_a_finished_diffuser_can_be_trained_on(tmp_path):
+    data = Trajectories.from_episodes([episode(40) for _ in range(4)], 2)
+    for steps in (100, 120):
+        recipe = MethodRecipe(steps=steps, tokens=4, width=8, batch=4)
+        agent = train_method('diffuser', data, recipe, out=tmp_path, progress=False)
+    assert agent.method == 'diffuser'
+
+
+def test_next_tokens_are_never_skipped():
+    with pytest.raises(ValueError, match='replan=2 executes more'): PlanConfig(tokens=1, near=1, replan=2)
+
+
+def test_files_of_another_kind_are_named(tmp_path):
+    def write(name, **also):
+        rows = dict(observation=np.zeros((4, 2)), action=np.zeros(3, int), reward=np.ones(3), terminated=True)
+        np.savez(tmp_path / name, **rows | also)
+    write('a')
+    for also, words in [(dict(goal=np.zeros((4, 2))), 'b.npz is unlike a.npz .*goal'), (dict(reward=1.), 'reward in .*b.npz'),
+                        (dict(actions=np.ones(2)), 'actions in .*b.npz'), (dict(observation=np.zeros((4, 3))), 'b.npz is unlike')]:
+        write('b', **also)
+        with pytest.raises(ValueError, match=words): from_folder(tmp_path)
+    store = TrajectoryStore(tmp_path / 'store')
+    one = lambda D: Trajectories.from_episodes([episode(5, D)], 2)
+    store.append(one(4), dict(env_id='a'))
+    with pytest.raises(StoreError, match='unlike the first'): store.append(one(5), dict(env_id='a'))
