@@ -519,7 +519,8 @@ def measure_any(a, path, card) -> tuple:
     own, steps = agent.card, sum(row['steps'] for row in r['rows'])
     told = dict(denoiser=own.get('denoiser'), method=own.get('method', 'far-future'))
     report = dict(env=env_id, **told, **{k: r[k] for k in keep})
-    paid = own.get('rewards', {}).get('kind') != 'step'  # else every episode is
+    pays = own.get('rewards', {})  # where every step does, every episode is paid
+    paid = pays.get('kind') != 'step' and pays.get('low', 0) >= 0
     # rooms pay by the clock: a count of wins in their data is no return
     paid_back, wins = data.get('mean_return'), data.get('rewarded')
     counted = 'lawful_rate' in r and paid_back == wins

@@ -458,7 +458,7 @@ class Agent:
         return self
 
     def act(self, obs):
-        "The next action: an integer, or an array [A]. `ValueError` in another world."
+        "The next action: an integer from 0, or an array [A]. `ValueError` elsewhere."
         if self.seeds is None: self.begin([self.seed])
         return self.act_batch(obs)[0]
 
@@ -695,6 +695,6 @@ def default_plan(rewards: Rewards, stride: int, net=None, actions: int = 0) -> P
     "Soon, where there is something to reach; late, where every step pays. Doubt needs actions that can be counted."
     if isinstance(net, FieldDenoiser):  # one far token serves for every horizon, and the next step is all one needs
         return PlanConfig(horizon=net.longest, candidates=2, iterations=10, tokens=1, near=1, votes=8, scale=10.,
-                          eta=1., when='arrival', slack=3., judge='chance',
-                          doubt=2. if actions else 0.)
-    return PlanConfig(stride=stride, replan=2 * stride, when='farthest' if rewards.kind == 'step' else 'passage')
+                          eta=1., when='arrival', slack=3., judge='chance', doubt=2. if actions else 0.)
+    return PlanConfig(stride=stride, replan=2 * stride, when='farthest' if rewards.kind == 'step' else 'passage',
+                      scale=30., limit=3.)

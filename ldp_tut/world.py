@@ -1,4 +1,4 @@
-"""Whether a planner works is decided before it plans: by the geometry of its latents.
+"""What a planner can tell apart is decided before it plans: by the geometry of its latents.
 
 Docs: https://ldp-tut.github.io/ldp_tut/world_model.html.md"""
 
