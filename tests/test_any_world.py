@@ -88,7 +88,7 @@ def test_ends_that_pay_better_than_steps_are_what_is_planned_for():
     pole = Trajectories.from_episodes([episode(9, reward=[1] * 9)], 2)
     assert Rewards.of(pole).kind == 'step'
     lost = Trajectories.from_episodes([episode(9, reward=[0] * 8 + [1], terminated=False)], 2)
-    with pytest.raises(ValueError, match='marked as terminated'): Rewards.of(lost)
+    with pytest.raises(ValueError, match='ended well as terminated'): Rewards.of(lost)
 
 
 class Swing(gym.Env):
