@@ -417,7 +417,7 @@ class Rewards:
         before = float(np.delete(data.reward, ends).max(initial=low))
         floor = 0. if high > 0 else before
         if before <= 0 and (data.terminated & (data.reward[ends] > floor)).any(): return cls('end', floor)
-        if high > 0 >= before: raise ValueError('only last steps pay, and the environment ended none of their episodes: '
+        if high > 0 >= before: raise ValueError('only last steps pay, and the environment ended none of these: '
                                                 'mark those that ended well as terminated')
         return cls('step', min(low, 0.) if data.terminated.any() else low, high)
 
