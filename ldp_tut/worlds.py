@@ -642,7 +642,7 @@ def play(
 def play_batch(agent, make, seeds, most, bar, pays, whole=False):
     "One row an episode; where there is a goal it ends when it is first rewarded, if it is not to be whole."
     envs, kind, pay = [make() for _ in seeds], pays['kind'], pays.get('low', 0.) if pays['kind'] != 'step' else 0.
-    if getattr(agent, 'card', None): envs = [as_agents_see(env) for env in envs]
+    if hasattr(agent, 'card'): envs = [as_agents_see(env) for env in envs]  # it learned from data
     obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
     blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
     rows = [dict(blank, seed=int(s)) for s in seeds]
