@@ -275,8 +275,9 @@ def _halving(n):
 def _near(n): return list(range(n))
 def _far(n): return list(range(n))[::-1]
 def _all(n): return [0] * n
+def _pyramid(n): return [j / max(1, n - 1) for j in range(n)]
 
-ORDERS = dict(near=_near, far=_far, ends=_halving, all=_all)
+ORDERS = dict(near=_near, far=_far, ends=_halving, all=_all, pyramid=_pyramid)
 
 # %% ../nbs/00_notation.ipynb #b0a4d003
 def settling_board(
@@ -287,10 +288,11 @@ def settling_board(
 ) -> torch.Tensor:      # int64 [M + 1, between + 2]
     "Both ends clean; those between settle in stages, from pure noise to clean."
     check_count(between, 'between'), check_choice(order, ORDERS, 'order')
-    stage, own = ORDERS[order](between), full_board(1, K, iterations)[:, 0]
-    m = torch.arange(iterations * (max(stage) + 1) + 1)
+    own = full_board(1, K, iterations)[:, 0]
+    wait = [round(iterations * stage) for stage in ORDERS[order](between)]
+    m = torch.arange(max(wait) + iterations + 1)
     board = torch.zeros(len(m), between + 2, dtype=torch.long)
-    since = m[:, None] - iterations * torch.tensor(stage)
+    since = m[:, None] - torch.tensor(wait)
     board[:, 1:-1] = own[since.clamp(0, iterations)]
     return board
 

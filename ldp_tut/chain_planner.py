@@ -73,7 +73,7 @@ class PlanConfig:
     far_iterations: int = 4   # sampler iterations for the far token
     iterations: int = 3       # sampler iterations for each of the tokens between
     tokens: int = 1           # tokens between now and the far one
-    order: str = 'near'       # which settle first: 'near', 'far', 'ends' or 'all'
+    order: str = 'near'       # which settle first: one of `board.ORDERS`
     scale: float = 10.        # guidance scale; 0 plans without looking for reward
     limit: float = 2.         # trust region of the guide, posterior standard deviations
     eta: float = 1.           # noise kept while sampling: 0 DDIM, 1 DDPM
@@ -405,6 +405,13 @@ class ChainAgent(Agent):
         if rows == self.rows: return
         self.keep([self.rows.index(r) for r in rows])
         self.rows = list(rows)
+
+    def save(self, path): return save_agent(path, self, self.card)
+
+    @classmethod
+    def load_pretrained(cls, name, device='auto', **overrides) -> Agent:
+        "By the name of a checkpoint, or its path; see `load_pretrained`."
+        return load_pretrained(name, device, **overrides)
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00036
 def save_agent(

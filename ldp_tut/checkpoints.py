@@ -125,11 +125,11 @@ def save_checkpoint(
 
 # %% ../nbs/93_checkpoints.ipynb #49118d7c
 def load_checkpoint(
-    path,          # a file written by `save_checkpoint`
+    path,          # a file written by `save_checkpoint`, or a name in `list_pretrained()`
 ) -> tuple:        # tensors dict, card dict
     """Read a checkpoint; raises `CheckpointError` when it is missing, cut off,
     corrupted or not one of ours."""
-    path = Path(path)
+    path = Path(find_checkpoint(path))
     if not path.is_file(): raise CheckpointError(f'no checkpoint at {path}')
     try:
         with safe_open(path, framework='pt') as f:

@@ -74,7 +74,7 @@ class PlanConfig:
     stride: int = 1            # steps from token to token next to now
     near: int = 2              # how many of them stand so close
     whole_steps: bool = False  # at whole steps; short plans run on past the far token
-    order: str = 'all'         # which settle first: 'near', 'far', 'ends' or 'all'
+    order: str = 'all'         # which tokens settle first: one of `ORDERS`
     votes: int = 1             # ways settled side by side; their first actions vote
     judge: str = 'nobody'      # by what a way's vote counts: one of `JUDGES`
     free: bool = False         # next tokens that know of no far one are voted for, too
@@ -213,8 +213,7 @@ def believable(planner, z0, scene, far: Far) -> torch.Tensor:
     x = torch.stack([z0.repeat_interleave(far.n.shape[1], 0), far.z.flatten(0, 1)], 1)
     times = torch.stack([torch.zeros_like(far.n), far.n], 2).flatten(0, 1).float()
     pays = paying(planner, z0, scene, far)
-    odd = oddness(planner, x, times, scene).view_as(far.reward)
-    odd = odd.masked_fill(~pays, torch.inf)
+    odd = oddness(planner, x, times, scene).view_as(pays).masked_fill(~pays, torch.inf)
     return odd <= odd.amin(1, keepdim=True) + planner.config.slack
 
 def earliest_believable(planner, z0, scene, far: Far) -> Destination:
@@ -226,10 +225,9 @@ def first_passage(planner, z0, scene, far: Far, among=believable) -> Destination
     """*When*: the believable far token that is fewest steps away; so says the denoiser,
     if it has a say, or the world; `haste` of those steps."""
     net, N = planner.denoiser, far.n.shape[1]
+    pairs = z0.repeat_interleave(N, 0), far.z.flatten(0, 1)
     if hasattr(net, 'steps_between'): steps = net.steps_between(z0, far.z, scene)
-    else:
-        steps = planner.world.steps_between(
-            z0.repeat_interleave(N, 0), far.z.flatten(0, 1)).view_as(far.reward)
+    else: steps = planner.world.steps_between(*pairs).view_as(far.reward)
     steps = steps.masked_fill(~among(planner, z0, scene, far), torch.inf)
     return Destination.of(far, steps.argmin(1), _hasty(planner, steps), steps)
 
@@ -342,8 +340,7 @@ class FarFuturePlanner:
         "What the far token is pushed by, or None."
         c = self.config
         if not c.scale: return None
-        guide = HeadGuide('reward', -1, c.scale)
-        return Limited(guide, self.denoiser.schedule, c.limit)
+        return Limited(HeadGuide('reward', -1, c.scale), self.denoiser.schedule, c.limit)
 
     def where(self, z0, scene, seeds, film=None) -> Far:
         return try_destinations(self, z0, scene, seeds, film)
@@ -469,9 +466,7 @@ class Agent:
             count = len(self.planner.world.read(obs).state)
             self.begin(range(self.seed, self.seed + count))
         if self.plan is None or self.due or self.since >= self.config.replan:
-            told = dict(known=self.remembered(), delay=self.delay)
-            told = {name: t for name, t in told.items() if t is not None}
-            self.plan = self.planner.plan(obs, self.plan_seeds(), **told)
+            self.plan = self.planner.plan(obs, self.plan_seeds(), self.remembered(), self.delay)
             if self.planner.config.patience: self.note_delay()
             self.since, self.due, self.plans_made = 0, False, self.plans_made + 1
         out = self.planner.act(self.plan, obs, self.since)
@@ -504,9 +499,8 @@ class Agent:
         """How late one is, in steps [B]; the next horizon is longer by so many, so that there
         is time for walls it knows nothing of, and by a fifth less when one is on time.
         Who came no nearer is behind, and looks for another far token."""
-        i = torch.arange(len(self.plan.at), device=self.plan.at.device)
-        delay = self.plan.reward.new_zeros(len(i)) if self.delay is None else self.delay
-        left = self.plan.times[i, self.plan.at] - delay
+        delay = torch.zeros_like(self.plan.reward) if self.delay is None else self.delay
+        left = self.plan.times.gather(1, self.plan.at[:, None])[:, 0] - delay
         last = torch.inf if self.left is None else self.left
         self.behind = (left > last - 0.5 * self.since) & (left > 0.5 * self.since)
         longer = delay + self.planner.config.patience * self.since
@@ -530,6 +524,13 @@ class Agent:
         if self.plan is not None: self.plan = self.plan.of_rows(list(rows))
         if self.delay is not None:
             self.delay, self.left, self.behind = (x[list(rows)] for x in (self.delay, self.left, self.behind))
+
+    def save(self, path): return save_agent(path, self)
+
+    @classmethod
+    def load_pretrained(cls, name: str, device: str = 'auto', **overrides) -> 'Agent':
+        "By the name of a checkpoint, or its path; see `load_agent`."
+        return load_agent(name, device, **overrides)
 
 # %% ../nbs/13_planner.ipynb #d6a004b7
 WORLDS = dict(vector=VectorWorld, pixels=PixelWorld, symbols=SymbolWorld, patches=PatchWorld, window=WindowWorld)
@@ -558,11 +559,10 @@ def save_agent(path, agent: Agent):
     return save_checkpoint(path, tensors, card)
 
 def load_agent(path, device: str = 'auto', **overrides) -> Agent:
-    """An agent ready to act; overrides are fields of `PlanConfig`.
+    """An agent ready to act, by its path or a name in `list_pretrained()`; overrides are fields of `PlanConfig`.
 
     Raises `CheckpointError` for a file of another kind or of a newer version, `ValueError` for unknown options."""
-    device = pick_device(device)
-    tensors, card = load_checkpoint(path)
+    device, (tensors, card) = pick_device(device), load_checkpoint(path)
     if card.get('kind') != 'agent': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not an agent')
     try:
         spaces = Spaces(**as_it_was(card['world']['spaces']))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
+from ldp_tut.checkpoints import CheckpointError
 from ldp_tut.data import collect
 from ldp_tut.methods import MethodAgent, MethodRecipe, train_method
 from ldp_tut.planner import PlanConfig, load_agent, save_agent, train_planner
@@ -206,3 +207,18 @@ def test_files_of_another_kind_are_named(tmp_path):
     one = lambda D: Trajectories.from_episodes([episode(5, D)], 2)
     store.append(one(4), dict(env_id='a'))
     with pytest.raises(StoreError, match='unlike the first'): store.append(one(5), dict(env_id='a'))
+
+
+def test_an_agent_keeps_itself_and_comes_by_name(tmp_path):
+    from ldp_tut.chain_planner import ChainAgent
+    from ldp_tut.planner import Agent
+    learned = Agent.load_pretrained('crossing-field', 'cpu', votes=2)
+    assert learned.config.votes == 2 and learned.card['denoiser'] == 'field'
+    again = Agent.load_pretrained(str(learned.save(tmp_path / 'mine.safetensors')), 'cpu')
+    assert again.config == learned.config
+    exact = ChainAgent.load_pretrained('doorkey-5x5', 'cpu')
+    assert type(exact) is ChainAgent and exact.card['denoiser'] == 'exact'
+    back = ChainAgent.load_pretrained(exact.save(tmp_path / 'exact.safetensors'), 'cpu')
+    assert back.config == exact.config and back.card['denoiser'] == 'exact'
+    with pytest.raises(CheckpointError, match='no checkpoint is called'): Agent.load_pretrained('nowhere')
+    with pytest.raises(CheckpointError, match='not an agent'): Agent.load_pretrained('doorkey-5x5')

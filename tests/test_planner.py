@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from test_fake_device import DEVICE, faked
+from ldp_tut.board import pyramid_board, settling_board
 from ldp_tut.data import Trajectories
 from ldp_tut.ddpm import cosine_schedule
 from ldp_tut.field import FieldConfig, FieldDenoiser
@@ -122,7 +123,13 @@ def test_tokens_settle_in_any_order_and_the_film_shows_it(rail, order):
     assert len(film) - len(settled) == RAIL.far_iterations and len(settled) == RAIL.iterations * (max(ORDERS[order](3)) + 1)
     for f in settled: assert not f.level[:, [0, 4]].any() and torch.equal(f.times, plan.times) and torch.allclose(f.x0[:, 0], plan.z[:, 0])
     first = settled[0].level[0, 1:4] < rail.denoiser.schedule.K
-    assert first.tolist() == dict(near=[1, 0, 0], far=[0, 0, 1], ends=[0, 1, 0], all=[1, 1, 1])[order]
+    assert first.tolist() == dict(near=[1, 0, 0], far=[0, 0, 1], ends=[0, 1, 0], all=[1, 1, 1], pyramid=[1, 0, 0])[order]
+
+
+@pytest.mark.parametrize('between', [1, 2, 3, 9])
+def test_a_settling_pyramid_has_the_slope_of_the_board_of_that_name(between):
+    board = settling_board(between, 100, 8, 'pyramid')[:, 1:-1]
+    assert (board - pyramid_board(between, 100, 16 if between > 1 else 8, lead=0.5 if between > 1 else 0.)).abs().max() <= 13  # a row
 
 
 def test_a_horizon_is_the_only_distance_tried(rail):
