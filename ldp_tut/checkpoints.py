@@ -129,7 +129,8 @@ def load_checkpoint(
 ) -> tuple:        # tensors dict, card dict
     """Read a checkpoint; raises `CheckpointError` when it is missing, cut off,
     corrupted or not one of ours."""
-    path = Path(find_checkpoint(path))
+    path = Path(path)
+    if path.suffix != '.safetensors': path = Path(find_checkpoint(str(path)))  # a name
     if not path.is_file(): raise CheckpointError(f'no checkpoint at {path}')
     try:
         with safe_open(path, framework='pt') as f:
