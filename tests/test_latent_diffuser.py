@@ -290,7 +290,7 @@ def test_each_of_the_six_experiments_has_rows():
     "Reconstruction and latent sizes, generated plans, beta, data and shift, the clock."
     variants = {r['setting'] for r in rows_of('variant')}
     assert {'as it is', 'D = 1', 'D = 8', 'T = 32, L = 4', 'half'} <= variants
-    for setting in variants: assert {r['method'] for r in rows_of('variant') if r['setting'] == setting} == {'model', 'energy', 'prior'}
+    for setting in variants: assert {r['method'] for r in rows_of('variant') if r['setting'] == setting} - {'energy, to its end'} == {'model', 'energy', 'prior'}
     assert all(float(r['apart']) > 0 and 0 <= float(r['walls']) <= 1 for r in rows_of('variant') + rows_of('generated') if r['method'] == 'model')
     assert {'none', 'motor', 'wind', 'wind, every 1', 'wind, every 8'} == {r['setting'] for r in rows_of('shift')}
     clock = rows_of('clock')
