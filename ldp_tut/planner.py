@@ -225,9 +225,9 @@ def first_passage(planner, z0, scene, far: Far, among=believable) -> Destination
     """*When*: the believable far token that is fewest steps away; so says the denoiser,
     if it has a say, or the world; `haste` of those steps."""
     net, N = planner.denoiser, far.n.shape[1]
-    pairs = z0.repeat_interleave(N, 0), far.z.flatten(0, 1)
     if hasattr(net, 'steps_between'): steps = net.steps_between(z0, far.z, scene)
-    else: steps = planner.world.steps_between(*pairs).view_as(far.reward)
+    else: steps = planner.world.steps_between(
+        z0.repeat_interleave(N, 0), far.z.flatten(0, 1)).view_as(far.reward)
     steps = steps.masked_fill(~among(planner, z0, scene, far), torch.inf)
     return Destination.of(far, steps.argmin(1), _hasty(planner, steps), steps)
 
