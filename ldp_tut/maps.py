@@ -30,6 +30,7 @@ class SymbolWorld(nn.Module):
                  width: int = 48):
         super().__init__()
         self.spaces, self.actions, self.max_gap = spaces, spaces.actions, max_gap
+        self.options = dict(dim=dim, max_gap=max_gap, width=width)  # to make it anew
         self.latent_shape = (dim, *spaces.shape[:2])
         kinds = np.zeros((spaces.kinds, spaces.shape[2])) if kinds is None else kinds
         self.register_buffer(

@@ -553,7 +553,7 @@ def save_agent(path, agent: Agent):
     whole = {f'world.{n}' for n, _ in world.named_buffers()}  # centres and scales can be of any size
     named = ((f'{p}.{n}', t) for p, m in dict(world=world, denoiser=net).items() for n, t in m.state_dict().items())
     tensors = {n: t if t.dtype != torch.float32 or n in whole else t.half() for n, t in named}
-    about = dict(kind=kind, spaces=asdict(world.spaces), max_gap=world.max_gap, features=getattr(world, 'features', 0))
+    about = dict(kind=kind, spaces=asdict(world.spaces), **world.options)
     card = {**agent.card, 'kind': 'agent', 'denoiser': denoiser, 'world': about,
             'model': asdict(net.config), 'plan': asdict(agent.config)}
     return save_checkpoint(path, tensors, card)
@@ -566,7 +566,7 @@ def load_agent(path, device: str = 'auto', **overrides) -> Agent:
     if card.get('kind') != 'agent': raise CheckpointError(f'{path} is a {card.get("kind")!r}, not an agent')
     try:
         spaces = Spaces(**as_it_was(card['world']['spaces']))
-        asked = {k: card['world'][k] for k in ('max_gap', 'features') if card['world'].get(k)}
+        asked = {k: v for k, v in card['world'].items() if k not in ('kind', 'spaces') and (k, v) != ('features', 0)}
         world = WORLDS[card['world']['kind']](spaces, **asked)
         made, shape = DENOISERS[card.get('denoiser', 'transformer')]
         net, config = made(shape(**card['model'])), PlanConfig(**card['plan'])
@@ -684,7 +684,7 @@ def begin_with(path, data, rewards, world) -> tuple:
         raise ValueError(f'{path} reads by a {type(theirs).__name__}, not by a {type(world).__name__}: see `window`')
     new = set(map(tuple, kinds_in(data.observation).tolist())) - set(map(tuple, theirs.kinds.tolist()))
     if new: raise ValueError(f'{path} has never seen cells of these kinds, which the data show: {sorted(new)}')
-    world = type(world)(replace(world.spaces, kinds=len(theirs.kinds)), theirs.kinds, max_gap=theirs.max_gap)
+    world = type(world)(replace(world.spaces, kinds=len(theirs.kinds)), theirs.kinds, **theirs.options)
     world.load_state_dict(theirs.state_dict())
     return agent.planner.denoiser.state_dict(), world.requires_grad_(False)
 

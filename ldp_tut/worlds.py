@@ -186,6 +186,7 @@ class VectorWorld(nn.Module):
         super().__init__()
         D = spaces.shape[0]
         self.spaces, self.latent_shape, self.actions = spaces, (D,), spaces.actions
+        self.options = dict(max_gap=max_gap, features=features)  # to make it anew
         self.normaliser = Normaliser(torch.zeros(D) if centre is None else centre,
                                      torch.ones(D) if scale is None else scale)
         self.motion = Motion(D, spaces.actions or spaces.action_dims, max_gap,
@@ -257,6 +258,7 @@ class PixelWorld(nn.Module):
         super().__init__()
         rows, cols, channels = spaces.shape
         self.spaces, self.latent_shape, self.actions = spaces, (dim,), spaces.actions
+        self.options = dict(dim=dim, noise=noise, max_gap=max_gap, width=width)  # to make it anew
         self.noise, self.corner = noise, (-(-rows // 4), -(-cols // 4))
         inner = 2 * width * self.corner[0] * self.corner[1]
         self.encoder = nn.Sequential(

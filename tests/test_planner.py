@@ -23,7 +23,7 @@ from ldp_tut.planner import (
     ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
     believable, between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
 from ldp_tut.checkpoints import CheckpointError
-from ldp_tut.worlds import Motion, Seen, Spaces, Tried, VectorWorld, World, fit_world
+from ldp_tut.worlds import Motion, PixelWorld, Seen, Spaces, Tried, VectorWorld, World, fit_world
 
 ROOT = Path(__file__).parent.parent
 
@@ -301,6 +301,19 @@ def test_features_are_saved_with_an_agent_and_make_thin_walls_seen(data, tmp_pat
             optimiser.zero_grad(); loss.backward(); optimiser.step()
         return float(loss)
     assert error(16) < 0.5 * error(0)
+
+
+def test_a_world_of_another_size_comes_back_with_its_agent(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (44, 8, 12, 1), np.uint8)
+    seen = Trajectories(pictures, rng.normal(size=(40, 2)).astype(np.float32), np.tile(np.eye(10)[-1], 4), [10] * 4, [True] * 4)
+    spaces = Spaces.of(seen)
+    for world in (PixelWorld(spaces, dim=5, noise=0., max_gap=3, width=8), PixelWorld(spaces)):
+        kept = world.options
+        train_planner(seen, 2, world=world, out=tmp_path, world_steps=2, width=32, depth=1, longest=8, progress=False)
+        again = load_agent(tmp_path / 'agent.safetensors').planner.world
+        assert again.options == kept and again.latent_shape == (kept['dim'],)
+        for path in tmp_path.iterdir(): path.unlink()
 
 
 @pytest.mark.parametrize('change', [dict(model=dict(token_dim=3)), dict(model=dict(nonsense=1)), dict(world=dict(kind='moon')), dict(kind='cat'),
