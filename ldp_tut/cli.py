@@ -80,7 +80,8 @@ class Train(Asked, Generic[Options]):
 @dataclass(frozen=True)
 class Played:
     "What is played where no data are given."
-    policy: str | None = None    # random or waypoints (mazes); default what fits
+    # wander, direct, fiddle (rooms), waypoints (mazes) or random; default what fits
+    policy: str | None = None
     episodes: int | None = None  # episodes to collect; default data_steps
     data_steps: int = 50_000     # steps to collect
     walk: int = 0                # steps after which an episode is cut off; 0: never

@@ -377,7 +377,7 @@ def pick_policy(policy, env):
     fits = ['random'] + ['wander', 'direct', 'fiddle'] * rooms + ['waypoints'] * maze
     if policy in fits: return DRIVERS[policy]
     wrong = f'{policy!r} is not for {type(env).__name__}' if policy in DRIVERS else f'unknown policy {policy!r}'
-    raise ValueError(f'{wrong}: choose one of {fits}, or give a function of observations')
+    raise ValueError(f'{wrong}: choose one of {fits} (in Python, a function of observations will do, too)')
 
 # %% ../nbs/05_trajectories.ipynb #d10c0010
 def collect(
