@@ -299,14 +299,25 @@ def test_the_expert_of_rooms_walks_shortest_ways():
     assert r['success'].all() and (r['steps'] == r['optimum']).all() and (r['steps'] == data.length).all()
 
 
-def test_rows_of_the_table_are_whole():
-    rows = policy_rows('pusht')
+@pytest.mark.parametrize('task', ['fork', 'fork of four', 'pusht', 'pusht clock', 'pusht drift', 'pusht few', 'pusht nets',
+                                  'pusht pictures'])
+def test_rows_of_the_table_are_whole(task):
+    "No episode twice, as when a cell that appends rows was run again."
+    rows = policy_rows(task)
     for policy in {r['policy'] for r in rows}:
         own = [r for r in rows if r['policy'] == policy]
         assert len({(r['seed'], r['start']) for r in own}) == len(own) and all(0 <= r['score'] <= 1 for r in own)
         mean, low, high, n = score_of_policy(rows, policy)
         assert low <= mean <= high and n == len(own)
     with pytest.raises(ValueError, match='no rows'): score_of_policy(rows, 'nobody')
+
+
+def test_four_forks_are_what_the_chapter_says():
+    "128 numbers at once: more points arrive by denoising than by anything else, by more than the intervals."
+    rows = policy_rows('fork of four')
+    low = score_of_policy(rows, 'diffusion, sequence')[1]
+    assert {r['seed'] for r in rows if r['policy'] == 'diffusion, sequence'} == {0, 1, 2}
+    for other in {r['policy'] for r in rows} - {'diffusion, sequence'}: assert score_of_policy(rows, other)[2] < low, other
 
 
 def test_the_clone_of_pusht_is_what_the_chapter_says():
