@@ -7,7 +7,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/maps.html.md"""
 # %% auto #0
 __all__ = ['SymbolWorld', 'MapMotion', 'named', 'check_known', 'looked', 'told_apart', 'cpu_precision', 'kinds_in',
            'make_symbol_world', 'PatchWorld', 'in_patches', 'check_patch', 'cut_up', 'make_patch_world', 'WindowWorld',
-           'corner_of', 'window_at', 'through_window', 'windowed', 'cut_as_asked']
+           'corner_of', 'window_at', 'through_window', 'windowed', 'as_read_by', 'renamed', 'cut_as_asked']
 
 # %% ../nbs/12c_maps.ipynb #12cm0005
 from dataclasses import replace
@@ -309,6 +309,34 @@ def windowed(data: Trajectories, seed: int = 0, max_gap: int = 4) -> tuple:
     return data, world
 
 # %% ../nbs/12c_maps.ipynb #2cf0022n
+def as_read_by(theirs: SymbolWorld, world: SymbolWorld, data: Trajectories) -> tuple:
+    """Data that an untrained world reads, by the names of a trained one of its class, and the trained one, made for
+    their pictures. `ValueError` for another class, and for cells that the trained one has never seen."""
+    if type(theirs) is not type(world):
+        raise ValueError(f'what is gone on with reads by a {type(theirs).__name__}, not by a {type(world).__name__}: '
+                         'see `patch` and `window`')
+    kinds = theirs.kinds
+    if isinstance(theirs, PatchWorld):
+        kinds, data = theirs.patches, renamed(data, world.patches.numpy(), theirs.patches.numpy())
+    else:
+        new = set(map(tuple, kinds_in(data.observation).tolist())) - set(map(tuple, kinds.tolist()))
+        if new: raise ValueError(f'what is gone on with has never seen cells of these kinds: {sorted(new)}')
+    made = type(world)(replace(world.spaces, kinds=len(kinds)), kinds, **theirs.options)
+    made.load_state_dict(theirs.state_dict())
+    return data, made
+
+def renamed(data: Trajectories, patches, known) -> Trajectories:
+    "Pictures by the names of `patches`, by those of `known`, uint8 [V, p, p, channels]. `ValueError` for unknown ones."
+    if patches.shape[1:] != known.shape[1:]:
+        raise ValueError(f'what is gone on with reads patches {list(known.shape[1:])}, the data have '
+                         f'{list(patches.shape[1:])}: see `patch`')
+    book = {one.tobytes(): name for name, one in enumerate(known)}
+    name = np.array([book.get(one.tobytes(), -1) for one in patches])
+    if (name < 0).any():
+        raise ValueError(f'what is gone on with has never seen {(name < 0).sum()} of the {len(name)} kinds of patches '
+                         'that are in the data')
+    return replace(data, observation=name.astype(np.uint8)[data.observation])
+
 def cut_as_asked(data: Trajectories, patch: int = None, window: bool = False, seed: int = 0) -> tuple:
     """Data whose pictures are cut into patches, or to windows, or left as they are, and an untrained world that reads
     them so; no world of vectors, and of pictures that are not made of symbols."""

@@ -31,7 +31,7 @@ from .ddpm import add_noise, sample, seeded_noise
 from .field import FieldConfig, FieldDenoiser, field_parts, growing
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
-from .maps import PatchWorld, SymbolWorld, WindowWorld, cpu_precision, cut_as_asked, kinds_in
+from .maps import PatchWorld, SymbolWorld, WindowWorld, as_read_by, cpu_precision, cut_as_asked
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
                             VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
@@ -634,7 +634,7 @@ def train_planner(
     if recipe.start_from: about['start_from'] = f'{Path(recipe.start_from).name} {file_sha256(recipe.start_from)[:16]}'
     begun = check_recipe(place('denoiser.safetensors'), about)
     device, before = pick_device(device), None
-    if recipe.start_from: before, world = begin_with(recipe.start_from, data, rewards, world)
+    if recipe.start_from: before, data, world = begin_with(recipe.start_from, data, world)
     world, world_run = fit_world(data, longest, steps_of_world(recipe, world), world, seed,
                                  place('world.safetensors'), device, progress, max(2, 2 * stride), recipe.features)
     if isinstance(world, nn.Module): world.to(device)
@@ -675,18 +675,14 @@ def to_train(world, data, rewards, longest, steps, recipe, seed, device) -> tupl
                                                     recipe.tokens or 10, recipe.batch or 128), fast
 
 # %% ../nbs/13_planner.ipynb #61889056
-def begin_with(path, data, rewards, world) -> tuple:
-    "Weights of a trained denoiser of maps, and its world, for data that show the same kinds of cells."
-    theirs, spaces = (agent := load_agent(path, 'cpu')).planner.world, Spaces.of(check_ends_pay(data, rewards))
-    if denoiser_kind(agent.planner.denoiser) != 'field' or spaces.view != 'symbols':
-        raise ValueError(f'{path} must denoise maps to be gone on with, and data show symbols; these are {spaces.view}')
-    if type(theirs) is not type(world):
-        raise ValueError(f'{path} reads by a {type(theirs).__name__}, not by a {type(world).__name__}: see `window`')
-    new = set(map(tuple, kinds_in(data.observation).tolist())) - set(map(tuple, theirs.kinds.tolist()))
-    if new: raise ValueError(f'{path} has never seen cells of these kinds, which the data show: {sorted(new)}')
-    world = type(world)(replace(world.spaces, kinds=len(theirs.kinds)), theirs.kinds, **theirs.options)
-    world.load_state_dict(theirs.state_dict())
-    return agent.planner.denoiser.state_dict(), world.requires_grad_(False)
+def begin_with(path, data, world) -> tuple:
+    "Weights of a trained denoiser of maps, data by the names of its world, and that world; see `as_read_by`."
+    before = load_agent(path, 'cpu').planner
+    if denoiser_kind(before.denoiser) != 'field' or not isinstance(world, SymbolWorld):
+        raise ValueError(f'{path} must denoise maps to be gone on with, and the data show symbols or be cut into '
+                         f'patches; these are {Spaces.of(data).view}')
+    data, world = as_read_by(before.world, world, data)
+    return before.denoiser.state_dict(), data, world.requires_grad_(False)
 
 def steps_of_world(recipe, world): return recipe.world_steps or (1200 if isinstance(world, SymbolWorld) else 6000)
 def default_longest(data): return int(np.clip(np.quantile(data.length, 0.9) // 2, 4, 512))

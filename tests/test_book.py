@@ -17,7 +17,7 @@ import yaml
 
 import ldp_tut
 from ldp_tut.book import (SITE, anchors, bad_equations, bad_fences, bad_links, bad_outputs, bad_references, check_page, equations, named_fold, page_links,
-                          prepare, preview, prose, slug, symbols, tidy_card, without_private_links)
+                          prepare, preview, prose, put_rows, slug, symbols, tidy_card, without_private_links)
 
 ROOT = Path(__file__).parent.parent
 NBS = sorted((ROOT / 'nbs').glob('*.ipynb'))
@@ -118,6 +118,23 @@ def test_bad_outputs_are_found(outputs, alt, bad):
 def test_open_fences_are_found():
     assert bad_fences('::: {.callout-note}\n```\n:::\n```\n:::\n') == []
     assert len(bad_fences('```\nx')) == 1 and len(bad_fences('::: {.a}\n::: {.b}\n:::')) == 1
+
+
+def test_rows_made_again_take_the_place_of_the_old_ones_and_half_a_table_is_never_left(tmp_path, monkeypatch):
+    monkeypatch.setattr('ldp_tut.book.asset', lambda name: tmp_path / name)
+    table = tmp_path / 'rows.csv'
+    table.write_text('world,who,score\nmaze,"a, b",1\nmaze,c,2\n')
+    put_rows('rows.csv', [('maze', 'a, b', 3), ('maze', 'a, b', None)], ('world', 'who'))
+    put_rows('rows.csv', [dict(world='room', who='c')], ('world', 'who'))
+    after = 'world,who,score\nmaze,c,2\nmaze,"a, b",3\nmaze,"a, b",\nroom,c,\n'
+    assert table.read_text() == after
+    def stopped():
+        yield 'maze', 'c', 4
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): put_rows('rows.csv', stopped(), ('world', 'who'))
+    with pytest.raises(ValueError, match=r"columns \['world', 'who', 'score'\], and not \['won'\]"): put_rows('rows.csv', [dict(won=1)], ('world',))
+    with pytest.raises(ValueError, match='argument 2 is shorter'): put_rows('rows.csv', [('maze', 'c')], ('world',))
+    assert table.read_text() == after and list(tmp_path.iterdir()) == [table]
 
 
 def test_every_symbol_leads_to_its_chapter_and_back(pages):

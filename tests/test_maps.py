@@ -9,7 +9,7 @@ from ldp_tut.checkpoints import find_checkpoint
 from ldp_tut.cli import main
 from ldp_tut.envs import layouts
 from ldp_tut.maps import (PatchWorld, SymbolWorld, WindowWorld, corner_of, cut_as_asked, cut_up, in_patches,
-                          make_symbol_world, through_window, windowed)
+                          make_symbol_world, renamed, through_window, windowed)
 from ldp_tut.planner import PlannerRecipe, load_agent, train_planner
 from ldp_tut.rooms import in_whole_room, walk_rooms
 from test_fake_device import DEVICE, faked
@@ -178,6 +178,26 @@ def test_a_planner_of_windows_is_trained_saved_and_gone_on_with(tmp_path):
     on = train_planner(sheets, 1, window=True, **start, **how)
     assert torch.equal(on.planner.world.codes, again.planner.world.codes) and type(on.planner.world) is WindowWorld
     with pytest.raises(ValueError, match='reads by a WindowWorld, not by a SymbolWorld'): train_planner(sheets, 1, **start, **how)
+
+
+def test_a_planner_of_pictures_is_gone_on_with_where_the_same_patches_have_other_names(tmp_path):
+    pictures = tiled(walkers(40))[0]
+    how = dict(longest=6, width=8, batch=4, tokens=3, device='cpu', progress=False)
+    train_planner(pictures, 3, out=tmp_path, world_steps=5, patch=3, **how)
+    start = dict(start_from=tmp_path / 'agent.safetensors', lr=1e-12)
+    first = load_agent(start['start_from'], 'cpu')
+    on = train_planner(pictures[np.arange(39, 4, -1)], 1, patch=3, **start, **how)
+    assert torch.equal(on.planner.world.patches, first.planner.world.patches)
+    assert torch.equal(on.planner.world.codes, first.planner.world.codes)
+    obs = pictures.observation[:2]
+    assert (on.begin([1, 2]).act_batch(obs) == first.begin([1, 2]).act_batch(obs)).all()
+    patches, names = in_patches([pictures.observation], 3)
+    theirs = renamed(replace(pictures, observation=names), patches, patches[::-1])
+    assert not np.array_equal(theirs.observation, names)
+    assert np.array_equal(patches[::-1][theirs.observation[..., 0]], patches[names[..., 0]]), 'the same pictures by other names'
+    strange, smaller = tiled(walkers(40), seed=2)[0], tiled(walkers(40), side=2)[0]
+    with pytest.raises(ValueError, match=r'never seen 4 of the 4 kinds of patches'): train_planner(strange, 1, patch=3, **start, **how)
+    with pytest.raises(ValueError, match=r'reads patches \[3, 3, 3\], the data have \[2, 2, 3\]'): train_planner(smaller, 1, patch=2, **start, **how)
 
 
 def test_rooms_on_a_sheet_are_walked_through_their_windows_and_filmed_whole(tmp_path, capsys):
