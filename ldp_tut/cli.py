@@ -603,7 +603,8 @@ def check_rooms(a, card) -> dict:
     own = _only_the_cards_rooms(a, card)
     report = reevaluate(agent, min(a.episodes, own.get('episodes', a.episodes)), progress=not a.json)
     _check_holds(report)
-    return report | dict(checkpoint=a.checkpoint, device=str(agent.planner.device))
+    return report | dict(denoiser='exact', checkpoint=a.checkpoint,
+                         device=str(agent.planner.device))
 
 def _check_holds(report):
     if report['holds']: return

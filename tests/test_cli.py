@@ -64,6 +64,13 @@ def test_the_planner_that_ships_is_the_learned_one(tmp_path, capsys):
     with Image.open(tmp_path / 'plan.gif') as film: assert film.n_frames > 4
 
 
+@pytest.mark.parametrize('name, denoiser', [('fourrooms-exact', 'exact'), ('fourrooms-field', 'field')])
+def test_the_first_rooms_of_a_claim_are_walked_again(name, denoiser, capsys):
+    told = says(capsys, f'eval --checkpoint {name} --check --episodes 2')
+    assert told['holds'] and told['denoiser'] == denoiser and told['checkpoint'] == name and told['episodes'] == 2
+    assert told['measured']['success'] == 1 and told['measured']['steps_over_optimum'] < 1.4
+
+
 @pytest.mark.parametrize('maze', ['medium', 'large'])
 def test_a_shipped_planner_of_mazes_is_planned_with_by_its_name(maze, capsys):
     pytest.importorskip('gymnasium_robotics')
