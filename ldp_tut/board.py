@@ -6,7 +6,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/notation.html.md"""
 
 # %% auto #0
 __all__ = ['ORDERS', 'BOARDS', 'check_count', 'check_finite', 'check_between', 'check_positive', 'check_floats', 'check_choice',
-           'check_options', 'check_seeds', 'as_floats', 'board_rows', 'ramp', 'draw_board', 'full_board',
+           'check_options', 'check_seeds', 'as_floats', 'board_rows', 'check_plan', 'ramp', 'draw_board', 'full_board',
            'autoregressive_board', 'pyramid_board', 'far_first_board', 'ends_first_board', 'trapezoid_board',
            'settling_board', 'run_on', 'between_times', 'horizons', 'pin', 'context_board', 'check_board', 'edm_sigma',
            'flow_time']
@@ -163,6 +163,30 @@ def _shares(alpha_bar):
     if (alpha_bar <= 0).any() or (alpha_bar > 1).any():
         low, high = float(alpha_bar.min()), float(alpha_bar.max())
         raise ValueError(f'alpha_bar is a share of variance in (0, 1], got {low:.3g}..{high:.3g}')
+
+# %% ../nbs/00_notation.ipynb #c0ec4a13
+def check_plan(c, **choices):
+    """Options of a plan, such as `PlanConfig` has; raises `ValueError` for one that cannot be, two that exclude each
+    other, and a name that is none of the `choices` for it."""
+    counts = ('horizons', 'candidates', 'far_iterations', 'iterations', 'tokens', 'stride', 'near', 'votes', 'replan')
+    for name in counts: check_count(getattr(c, name), name)
+    check_count(c.horizon, 'horizon', 0), check_finite(c.scale, 'scale')
+    for name in ('eta', 'far_eta', 'worth'): check_between(getattr(c, name), name, 0, 1)
+    for name in ('limit', 'haste'): check_positive(getattr(c, name), name)
+    for name in ('slack', 'trust', 'patience', 'doubt'): check_between(getattr(c, name), name, 0, math.inf, '[)')
+    if c.near > c.tokens:
+        raise ValueError(f'near={c.near} of tokens={c.tokens} cannot stand close: choose near at most {c.tokens}')
+    if c.replan > c.near * c.stride:
+        raise ValueError(f'replan={c.replan} executes more steps than the {c.near} near tokens of '
+                         f'{c.stride} steps reach: raise near or stride, or replan sooner')
+    for name, known in choices.items():
+        if getattr(c, name) not in known:
+            raise ValueError(f'unknown {name} {getattr(c, name)!r}: choose one of {", ".join(known)}')
+    if c.whole_steps and c.stride > 1:
+        raise ValueError(f'whole_steps asks for single steps next to now, got stride={c.stride}')
+    if c.free and c.judge == 'nobody': raise ValueError('free next tokens need a judge: choose ends or chance')
+    if c.trust <= 1 and c.when != 'passage':
+        raise ValueError(f"trust={c.trust} remembers where and not when: choose when='passage', which asks anew")
 
 # %% ../nbs/00_notation.ipynb #6bd7b6d5
 def ramp(

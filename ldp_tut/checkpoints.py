@@ -129,9 +129,9 @@ def load_checkpoint(
 ) -> tuple:        # tensors dict, card dict
     """Read a checkpoint; raises `CheckpointError` when it is missing, cut off,
     corrupted or not one of ours."""
-    path = Path(path)
-    if path.suffix != '.safetensors': path = Path(find_checkpoint(str(path)))  # a name
-    if not path.is_file(): raise CheckpointError(f'no checkpoint at {path}')
+    if '://' in str(path) or Path(path).suffix != '.safetensors':
+        path = find_checkpoint(str(path))  # a name, or an address without its sha256
+    path = check_file(path)
     try:
         with safe_open(path, framework='pt') as f:
             card = (f.metadata() or {}).get('card')

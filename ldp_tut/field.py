@@ -86,6 +86,11 @@ class FieldScene(NamedTuple):
     # the one of them that each row is on the way to, int64 [B]
     whose: torch.Tensor = None
 
+    def of_rows(self, rows) -> 'FieldScene':
+        "Some rows, of a scene with which no way was prepared yet."
+        ahead = None if self.futures is None else self.futures[:, rows]
+        return FieldScene(self.seen[rows], self.fine[rows], ahead)
+
 # %% ../nbs/12d_field.ipynb #12cf0001
 class FieldParts(nn.Module):
     "The layers of a `FieldDenoiser`, and what a token says of itself."
@@ -128,7 +133,7 @@ class FieldParts(nn.Module):
 
     def own(self, x, k):
         """What tokens say of themselves: evidence [B, H, V, ...], features for the
-        fields, level features."""
+        fields, level features as maps and as vectors."""
         e, W = self.evidence(x, k), self.config.width
         bits = torch.cat([e / 5, e.exp(), x.float().clamp(-6, 6)], 2).flatten(0, 1)
         level = fourier(k / self.config.levels, 32, 4., 0.05)
@@ -202,7 +207,9 @@ class FieldMessages(FieldParts):
         """The same for those on their way to clean far tokens [B, C, rows, cols], which
         stay as they are.
 
-        Several ways often lead to the same one, which is then aged once."""
+        Several ways often lead to the same one, which is then aged once. Where tokens
+        stand at whole steps the far one need not be the last: they stay noise to it."""
+        if config is not None and config.whole_steps: return scene
         row = torch.arange(len(far), device=far.device) // (len(far) // len(scene.fine))
         own, whose = each_once(torch.cat([far.flatten(1), row[:, None].to(far)], 1))
         far, fine = far[own], scene.fine[row[own]]

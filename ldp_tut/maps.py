@@ -20,7 +20,7 @@ from torch import nn
 from .data import Trajectories
 from .records import place_values
 from .train import fast_bf16
-from .worlds import Seen, Spaces, action_error, on, read_observation
+from .worlds import Seen, Spaces, action_error, bounded, on, read_observation
 
 # %% ../nbs/12c_maps.ipynb #7ba89267
 class SymbolWorld(nn.Module):
@@ -62,7 +62,8 @@ class SymbolWorld(nn.Module):
     def nearest(self, z): return (z.movedim(-3, -1) @ self.codes.T.to(z)).argmax(-1)
     def decode(self, z): return self.kinds[self.nearest(z)]
     def action(self, z, later, gap, scene=None):
-        return self.motion(z, self.embed(self.nearest(later)), gap)
+        said = self.motion(z, self.embed(self.nearest(later)), gap)
+        return bounded(said, self.spaces)
 
     def aim(self, z, tokens, ahead, column, scene=None):
         "The first token within reach that shows another picture than now does; [B]."

@@ -9,11 +9,10 @@ __all__ = ['WHEN', 'JUDGES', 'WORLDS', 'DENOISERS', 'PlanConfig', 'Plan', 'of_ro
            'try_destinations', 'walk_down', 'expected_reward', 'recall_destinations', 'oddness', 'paying', 'believable',
            'earliest_believable', 'first_passage', 'as_far_as_possible', 'soonest', 'earliest_arrival', 'settle_way',
            'not_a_bad_end', 'far_from_there', 'judge_ways', 'and_free', 'FarFuturePlanner', 'next_action', 'vote',
-           'Agent', 'denoiser_kind', 'save_agent', 'load_agent', 'PlannerRecipe', 'train_planner', 'to_train',
-           'begin_with', 'steps_of_world', 'default_longest', 'default_plan']
+           'Agent', 'denoiser_kind', 'world_kind', 'save_agent', 'load_agent', 'PlannerRecipe', 'train_planner',
+           'to_train', 'begin_with', 'steps_of_world', 'default_longest', 'default_plan']
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,9 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .board import (ORDERS, between_times, check_between, check_count, check_finite, check_positive,
+from .board import (ORDERS, between_times, check_between, check_count, check_plan, check_positive,
                            context_board, full_board, horizons, run_on, settling_board)
-from .checkpoints import CheckpointError, as_it_was, file_sha256, load_checkpoint, save_checkpoint
+from .checkpoints import (CheckpointError, as_it_was, check_file, file_sha256, find_checkpoint,
+                                 load_checkpoint, save_checkpoint)
 from .data import Trajectories, Windows, data_card
 from .ddpm import add_noise, sample, seeded_noise
 from .field import FieldConfig, FieldDenoiser, field_parts, growing
@@ -36,29 +36,6 @@ from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, ste
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
                             VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
                             executed, fingerprint_of_world, fit_world, play, promise_gap, stack, token_batches)
-
-# %% ../nbs/13_planner.ipynb #7dd9989e
-def _check_plan(c):
-    "The options of a `PlanConfig`; raises `ValueError` for one that cannot be, or two that exclude each other."
-    counts = ('horizons', 'candidates', 'far_iterations', 'iterations', 'tokens', 'stride', 'near', 'votes', 'replan')
-    for name in counts: check_count(getattr(c, name), name)
-    check_count(c.horizon, 'horizon', 0), check_finite(c.scale, 'scale')
-    for name in ('eta', 'far_eta', 'worth'): check_between(getattr(c, name), name, 0, 1)
-    for name in ('limit', 'haste'): check_positive(getattr(c, name), name)
-    for name in ('slack', 'trust', 'patience', 'doubt'): check_between(getattr(c, name), name, 0, math.inf, '[)')
-    if c.near > c.tokens:
-        raise ValueError(f'near={c.near} of tokens={c.tokens} cannot stand close: choose near at most {c.tokens}')
-    if c.replan > c.near * c.stride:
-        raise ValueError(f'replan={c.replan} executes more steps than the {c.near} near tokens of '
-                         f'{c.stride} steps reach: raise near or stride, or replan sooner')
-    for name, known in (('when', WHEN), ('order', ORDERS), ('judge', JUDGES)):
-        if getattr(c, name) not in known:
-            raise ValueError(f'unknown {name} {getattr(c, name)!r}: choose one of {", ".join(known)}')
-    if c.whole_steps and c.stride > 1:
-        raise ValueError(f'whole_steps asks for single steps next to now, got stride={c.stride}')
-    if c.free and c.judge == 'nobody': raise ValueError('free next tokens need a judge: choose ends or chance')
-    if c.trust <= 1 and c.when != 'passage':
-        raise ValueError(f"trust={c.trust} remembers where and not when: choose when='passage', which asks anew")
 
 # %% ../nbs/13_planner.ipynb #3474806f
 @dataclass(frozen=True)
@@ -90,7 +67,7 @@ class PlanConfig:
     patience: float = 0.       # share of idle steps added to the next horizon
     doubt: float = 0.          # nats off an action each time it was taken here before
 
-    def __post_init__(self): _check_plan(self)
+    def __post_init__(self): check_plan(self, when=WHEN, order=ORDERS, judge=JUDGES)
 
 # %% ../nbs/13_planner.ipynb #34748070
 class Plan(NamedTuple):
@@ -100,13 +77,14 @@ class Plan(NamedTuple):
     reward: torch.Tensor   # [B] what the reward head says of the far token, 0 to 1
     scene: torch.Tensor    # [B, ...] what the plan was made for
     at: torch.Tensor       # int64 [B], the column of the far token
-    first: torch.Tensor    # [B, A] the action that won a vote; [B, 0] without one
+    first: torch.Tensor    # [B, A] what won a vote: log-shares of actions, or a vector; or [B, 0]
     grounds: torch.Tensor  # [B, ...] what *when* decided by
 
     def of_rows(self, rows): return Plan(*(of_rows(part, rows) for part in self))
 
 def of_rows(x, rows):
-    "Some rows of a tensor, or of each in a named tuple of tensors."
+    "Some rows of a tensor, of each in a named tuple of tensors, or of what knows how itself."
+    if hasattr(x, 'of_rows'): return x.of_rows(rows)
     return type(x)(*(t[rows] for t in x)) if isinstance(x, tuple) else x[rows]
 
 class Far(NamedTuple):
@@ -320,7 +298,8 @@ def and_free(planner, times, z, scene, seeds):
 class FarFuturePlanner:
     """A clean now, a far token pulled towards reward, a time, tokens that settle.
 
-    `where` and `when` can be put in another's place, in a subclass or from outside."""
+    `where` and `when` can be put in another's place, in a subclass or from outside. World
+    and denoiser are frozen and put in evaluation mode: plan with copies while they learn."""
     def __init__(self,
         world: World,
         denoiser: Denoiser,
@@ -540,12 +519,16 @@ def denoiser_kind(net):
     "The name of a denoiser in `DENOISERS`, or None."
     return next((kind for kind, (made, _) in DENOISERS.items() if type(net) is made), None)
 
+def world_kind(world):
+    "The name of a world in `WORLDS`, or None."
+    return next((kind for kind, made in WORLDS.items() if type(world) is made), None)
+
 def save_agent(path, agent: Agent):
-    """World and denoiser in one .safetensors file with its card.
+    """World and denoiser, their weights in half precision, in one .safetensors file with its card.
 
     Raises `ValueError` for parts of one's own, which cannot be made anew from a card."""
     world, net = agent.planner.world, agent.planner.denoiser
-    kind, denoiser = next((k for k, c in WORLDS.items() if type(world) is c), None), denoiser_kind(net)
+    kind, denoiser = world_kind(world), denoiser_kind(net)
     if kind is None or denoiser is None:
         ours = ', '.join(c.__name__ for c in (*WORLDS.values(), *(c for c, _ in DENOISERS.values())))
         raise ValueError(f'only agents made of {ours} are saved whole; save the weights of '
@@ -611,7 +594,7 @@ def train_planner(
     minutes: float = None,      # or as many steps as take this long here; a run gone on with keeps its own number
     world: nn.Module = None,    # a world of one's own, trained or not; default picked from the data
     plan: PlanConfig = None,    # how to plan; default follows from the data
-    out=None,                   # folder for resumable runs and the finished `agent.safetensors`
+    out=None,                   # folder for resumable runs, and for `agent.safetensors` unless the world is one's own
     seed: int = 0,
     device: str = 'auto',
     progress: bool = True,
@@ -631,14 +614,17 @@ def train_planner(
     stride, place = max(1, longest // 48), lambda name: None if out is None else Path(out) / name
     about = dict(asdict(recipe), longest=longest, rewards=asdict(rewards), seed=seed, data=fingerprint(data),
                  world='default' if world is None else fingerprint_of_world(world))
-    if recipe.start_from: about['start_from'] = f'{Path(recipe.start_from).name} {file_sha256(recipe.start_from)[:16]}'
+    if recipe.start_from:
+        recipe = replace(recipe, start_from=check_file(find_checkpoint(recipe.start_from)))
+        about['start_from'] = f'{recipe.start_from.name} {file_sha256(recipe.start_from)[:16]}'
     begun = check_recipe(place('denoiser.safetensors'), about)
     device, before = pick_device(device), None
-    if recipe.start_from: before, data, world = begin_with(recipe.start_from, data, world)
+    if recipe.start_from: recipe, before, data, world = begin_with(recipe, data, world)
     world, world_run = fit_world(data, longest, steps_of_world(recipe, world), world, seed,
                                  place('world.safetensors'), device, progress, max(2, 2 * stride), recipe.features)
     if isinstance(world, nn.Module): world.to(device)
     net, loss, batches, how = to_train(world, data, rewards, longest, steps, recipe, seed, device)
+    check_go_together(world, net, plan := plan or default_plan(rewards, stride, net, world.actions))
     if before is not None: net.load_state_dict(before)
     how = TrainConfig(steps=steps, lr=recipe.lr, warmup=100, seed=seed, **how)
     if minutes:
@@ -647,12 +633,12 @@ def train_planner(
         how = replace(how, steps=count)
     if isinstance(net, FieldDenoiser): batches.grow = growing(how.steps, 0.4 if before is None else 0.1)
     run = fit(net, loss, batches, how, place('denoiser.safetensors'), device, progress, recipe=about)
-    agent = Agent(FarFuturePlanner(world, net, plan or default_plan(rewards, stride, net, world.actions)))
+    agent = Agent(FarFuturePlanner(world, net, plan))
     agent.card = dict(licence='Apache-2.0', denoiser=denoiser_kind(net), rewards=asdict(rewards), seed=seed,
                       steps=how.steps, data=data_card(data), recipe=run.card['recipe'],
                       seconds=dict(world=round(world_run.seconds), denoiser=round(run.seconds)))
     if 'extended' in run.card: agent.card['extended'] = run.card['extended']
-    if out is not None: save_agent(place('agent.safetensors'), agent)
+    if out is not None and world_kind(world): save_agent(place('agent.safetensors'), agent)
     agent.history = run.history
     return agent
 
@@ -675,14 +661,17 @@ def to_train(world, data, rewards, longest, steps, recipe, seed, device) -> tupl
                                                     recipe.tokens or 10, recipe.batch or 128), fast
 
 # %% ../nbs/13_planner.ipynb #61889056
-def begin_with(path, data, world) -> tuple:
-    "Weights of a trained denoiser of maps, data by the names of its world, and that world; see `as_read_by`."
-    before = load_agent(path, 'cpu').planner
+def begin_with(recipe, data, world) -> tuple:
+    "A recipe with the width of what it starts from, its weights, data by the names of its world, and that world."
+    before = load_agent(path := recipe.start_from, 'cpu').planner
     if denoiser_kind(before.denoiser) != 'field' or not isinstance(world, SymbolWorld):
         raise ValueError(f'{path} must denoise maps to be gone on with, and the data show symbols or be cut into '
                          f'patches; these are {Spaces.of(data).view}')
+    width = before.denoiser.config.width
+    if recipe.width not in (None, width):
+        raise ValueError(f'{path} is of width {width}: leave out width={recipe.width}')
     data, world = as_read_by(before.world, world, data)
-    return before.denoiser.state_dict(), data, world.requires_grad_(False)
+    return replace(recipe, width=width), before.denoiser.state_dict(), data, world.requires_grad_(False)
 
 def steps_of_world(recipe, world): return recipe.world_steps or (1200 if isinstance(world, SymbolWorld) else 6000)
 def default_longest(data): return int(np.clip(np.quantile(data.length, 0.9) // 2, 4, 512))

@@ -149,8 +149,9 @@ class Cloning:
         if sample and doubt: raise ValueError('a sample of the head does not doubt: choose one of the two')
         self.world, self.net, self.doubt, self.sample = agent.planner.world, agent.planner.denoiser, doubt, sample
 
-    def begin(self, seeds): self.tried, self.generator = Tried(len(seeds)), torch.Generator().manual_seed(0)
-    def keep(self, rows): self.tried.keep(rows)
+    def begin(self, seeds):
+        self.tried, self.draws = Tried(len(seeds)), [torch.Generator().manual_seed(int(s)) for s in seeds]
+    def keep(self, rows): self.tried.keep(rows); self.draws = [self.draws[r] for r in rows]
 
     @torch.no_grad()
     def act_batch(self, obs) -> np.ndarray:
@@ -158,7 +159,8 @@ class Cloning:
         z = self.world.encode(seen)[:, None]
         now = torch.zeros(len(z), 1, device=z.device)
         said = self.net(z, now.long(), now, self.world.scene(seen)).heads['action'][:, 0].cpu()
-        if self.sample: return torch.multinomial(said.softmax(1), 1, generator=self.generator)[:, 0].numpy()
+        if self.sample:
+            return np.array([int(torch.multinomial(p, 1, generator=g)) for p, g in zip(said.softmax(1), self.draws)])
         return self.tried.doubted(seen.state, said, self.doubt).argmax(1).numpy()
 
 # %% ../nbs/15_rooms.ipynb #7c31d0a6
@@ -174,7 +176,8 @@ def film_walk(
     twin = layouts(env_id, [seed])
     size = size or max(14, 266 // max(twin.cells.shape[1:3]))
     walk, frames, opening = [tuple(twin.pose[0, :2].tolist())], [], []
-    shown = replace(agent.config, tokens=tokens, near=1, votes=1, candidates=1, order='all')
+    shown = replace(agent.config, tokens=tokens, near=1, replan=1, votes=1, candidates=1,
+                    order='all')
     drawn = FarFuturePlanner(agent.planner.world, agent.planner.denoiser, shown)
     right = lambda: draw_room(twin.cells[0], twin.pose[0], walk=walk, size=size)
     chance = lambda z: in_whole_room(drawn.world, twin, chance_of_agent(drawn.world, z))
@@ -189,7 +192,7 @@ def film_walk(
     while not twin.done[0]:
         obs = shown_to(agent, twin).numpy()
         plan = drawn.plan(obs, agent.plan_seeds())
-        n, action = float(plan.times[0, -1]), agent.act_batch(obs)
+        n, action = float(plan.times[0, plan.at[0]]), agent.act_batch(obs)
         title = f'plan: there in {n:.0f} step{"s" * (n > 1)}, reward {float(plan.reward[0]):.2f}'
         frames.append(side_by_side([left(plan.z[0], plan.times[0], n), right()], [title, f'step {len(walk) - 1}']))
         reward, *_ = twin.step(torch.as_tensor(action))

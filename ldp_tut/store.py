@@ -37,7 +37,7 @@ class StoreError(ValueError):
 
 def as_json(card: dict) -> str:
     "A card as text, numpy's numbers as Python's; `ValueError` where JSON has no word."
-    return json.dumps(card, indent=1, default=check_plain)
+    return json.dumps(card, indent=1, default=check_plain, allow_nan=False)
 
 def file_sum(path) -> int:
     "CRC-32 of a file, read a megabyte at a time."
@@ -360,12 +360,15 @@ def to_folder(
 ) -> Path:
     "One `.npz` file an episode. Raises `ValueError` where something is there already."
     path = check_empty(Path(path))
-    path.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.part')   # a half is never taken for a whole
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     for i, e in enumerate(check_data(data)):
         rows = dict(observation=e.observation, action=e.action, reward=e.reward)
         if data.actions: rows['actions'] = data.actions
         if e.goal is not None: rows['goal'] = e.goal
-        np.savez(path / f'episode_{i:05d}.npz', terminated=e.terminated, **rows)
+        np.savez(part / f'episode_{i:05d}.npz', terminated=e.terminated, **rows)
+    os.replace(part, path)
     return path
 
 def from_folder(

@@ -374,12 +374,15 @@ class CSVTracker(GeneralTracker):
 
     @on_main_process
     def log(self, values: dict, step: int = None, **_):
-        if self.names is None: self.names = sorted(values)
         new = not self.path.exists()
+        if self.names is None:   # a run that is gone on with keeps its columns
+            names = sorted({*values} - {'left_out'})
+            line = '' if new else self.path.read_text().partition('\n')[0]
+            self.names = names if new else line.split(',')[1:]
         with self.path.open('a') as f:
             if new: f.write(','.join(['step', *self.names]) + '\n')
-            f.write(','.join([str(step), *(f'{values[v]:.6g}' for v in self.names)])
-                    + '\n')
+            said = (f'{values[v]:.6g}' if v in values else '' for v in self.names)
+            f.write(','.join([str(step), *said]) + '\n')
 
 # %% ../nbs/06_training.ipynb #f8b3c2d4
 class BatchStream:
@@ -501,7 +504,7 @@ def fit(
     return run
 
 # %% ../nbs/06_training.ipynb #5f7e1a02
-def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, tries: int = 5) -> int:
+def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, tries: int = 16) -> int:
     "How many training steps fit into so many minutes here, measured on a copy that is thrown away."
     device, g = pick_device(device), torch.Generator(device).manual_seed(0)
     model, (_, autocast) = copy.deepcopy(model).to(device), _precision(config, device)
@@ -511,4 +514,5 @@ def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, trie
         batch = _to_device(batches(step, torch.Generator().manual_seed(step)), device)
         with autocast: loss = sum(loss_fn(model, batch, g).values())
         loss.backward(); optimiser.step(); optimiser.zero_grad()
+        float(loss)  # a clock would not wait for a GPU
     return max(10, round(60 * minutes * tries / (time.perf_counter() - began)))

@@ -140,6 +140,8 @@ def check_seen(shape, spaces, goal):
         raise ValueError(f'this world was made for observations {list(spaces.shape)}, got {list(shape)}')
     if spaces.goal and goal is None:
         raise ValueError(f'this world has goals of {spaces.goal} numbers: give a dictionary with desired_goal')
+    if goal is not None and not spaces.goal:
+        raise ValueError('this world was made of data without goals, and here is a desired_goal: leave it out')
     if spaces.goal and np.shape(goal)[-1] != spaces.goal:
         raise ValueError(f'this world has goals of {spaces.goal} numbers, got {np.shape(goal)[-1]}')
 
@@ -390,7 +392,7 @@ def check_world(world, data: Trajectories, few: int = 4):
     "Does a world's `encode` return what its `latent_shape` says? Raises `ValueError`, before anything is planned."
     goal = np.zeros((few, 0), np.float32) if data.goal is None else data.goal[:few]
     seen = Seen(torch.from_numpy(data.observation[:few]), torch.from_numpy(goal))
-    device = next(iter(world.parameters())).device if isinstance(world, nn.Module) else 'cpu'
+    device = next((p.device for p in getattr(world, 'parameters', list)()), 'cpu')
     with torch.no_grad(): shape = tuple(world.encode(on(seen, device)).shape)
     if shape != (len(seen.state), *world.latent_shape):
         raise ValueError(f'encode returned {list(shape)} for {len(seen.state)} observations, and the world says '
@@ -421,7 +423,9 @@ class Rewards:
         if before <= 0 and (data.terminated & (data.reward[ends] > floor)).any(): return cls('end', floor)
         if high > 0 >= before: raise ValueError('only last steps pay, and the environment ended none of these: '
                                                 'mark those that ended well as terminated')
-        return cls('step', min(low, 0.) if data.terminated.any() else low, high)
+        low = min(low, 0.) if data.terminated.any() else low
+        if low == high: raise ValueError(f'every step pays {high:g} and no episode ended: all that one does is as good')
+        return cls('step', low, high)
 
     def of_tokens(self, t: dict, goal=None) -> np.ndarray:
         "Of what `Windows.tokens` gives [B, H], with goals [B, G]."
@@ -656,7 +660,7 @@ def play_batch(agent, make, seeds, most, bar, pays, whole=False):
         for i, (j, action) in enumerate(zip(live, actions)):
             row = rows[j]
             if plan is not None and row['promised'] is None:
-                row |= dict(predicted=float(plan.reward[i]), promised=round(float(plan.times[i, -1])))
+                row |= dict(predicted=float(plan.reward[i]), promised=round(float(plan.times[i, plan.at[i]])))
             obs[j], reward, ended, cut, _ = envs[j].step(action)
             trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
             if reward > pay and row['first'] is None: row['first'] = row['steps']

@@ -808,6 +808,18 @@ def test_a_folder_of_files_round_trip(how, tmp_path):
     with pytest.raises(ValueError, match='is not empty'): to_folder(data, tmp_path / 'a')
 
 
+def test_half_a_folder_of_files_is_not_there(tmp_path, monkeypatch):
+    data, saved = small(), []
+    def full(path, **rows):
+        if len(saved) == 1: raise OSError('no space left')
+        saved.append(path)
+    monkeypatch.setattr('ldp_tut.store.np.savez', full)
+    with pytest.raises(OSError, match='no space'): to_folder(data, tmp_path / 'a')
+    assert saved and not (tmp_path / 'a').exists()
+    monkeypatch.undo()
+    assert equal(data, from_folder(to_folder(data, tmp_path / 'a'))) and [p.name for p in tmp_path.iterdir()] == ['a']
+
+
 FILES = dict(
     missing=(dict(reward=None), 'e1.npz has the keys .* and reward is missing'), lengths=(dict(action=np.zeros((3, 1))), '4 observations, 3 actions, 2 rewards'),
     objects=(dict(observation=np.array([{}, 1, 2], object)), 'cannot be read'), text=(dict(observation=np.array(['a', 'b', 'c'])), 'observation in .*e1.npz: data are numbers'),

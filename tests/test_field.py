@@ -285,6 +285,34 @@ def test_a_way_that_is_judged_best_wins_the_vote(parts):
     with pytest.raises(ValueError, match='chance_from'): FarFuturePlanner(world, Mute(), replace(plan, when='believable'))
 
 
+def test_a_field_remembers_for_some_rows_and_stands_at_whole_steps():
+    data = walkers(20)
+    agent = train_planner(data, steps=2, world_steps=2, longest=6, width=8, device='cpu', progress=False)
+    world, net = agent.planner.world, agent.planner.denoiser
+    obs, seeds = data.observation[:3], [5, 6, 7]
+    planner = FarFuturePlanner(world, net, PlanConfig(when='passage', trust=1., scale=0., horizons=2, far_iterations=2, iterations=2, tokens=1, near=1, replan=1))
+    first = planner.plan(obs, seeds)
+    known = first.z[:, -1].clone()
+    known[1] = torch.nan   # one row of three looks for a new far token
+    again = planner.plan(obs, seeds, known=known)
+    assert torch.equal(again.z[[0, 2], -1], known[[0, 2]]) and torch.allclose(again.z[1, -1], first.z[1, -1], atol=1e-3)
+    whole = FarFuturePlanner(world, net, PlanConfig(when='arrival', slack=3., whole_steps=True, tokens=8, near=8, replan=1, iterations=4, far_iterations=2, horizon=6, scale=0.))
+    plan = whole.plan(obs, seeds)
+    assert (plan.at < plan.z.shape[1] - 1).all(), 'the far token is not the last'
+    assert plan.z.norm(dim=2).max() < world.codes.shape[1] ** 0.5 + 1e-3, 'and those after it are means of codes, and no noise'
+
+
+def test_a_sample_of_the_head_depends_on_its_own_seed(tmp_path):
+    data = walkers(20)
+    agent = train_planner(data, steps=2, world_steps=2, longest=6, width=8, device='cpu', progress=False)
+    clone, obs = Cloning(agent, sample=True), data.observation[:3]
+    def drawn(seeds, rows):
+        clone.begin(seeds)
+        return np.stack([clone.act_batch(obs[rows]) for _ in range(20)], 1)
+    many = drawn([8, 9, 10], [0, 1, 2])
+    assert np.array_equal(many[1], drawn([9], [1])[0]) and not np.array_equal(drawn([9], [0])[0], drawn([8], [0])[0])
+
+
 def test_training_goes_on_from_an_agent_with_its_own_codes(tmp_path):
     data = walkers(40)
     how = dict(longest=6, width=16, device='cpu', progress=False)

@@ -23,7 +23,7 @@ from ldp_tut.planner import (
     ORDERS, WHEN, Agent, Destination, Denoiser, DenoiserConfig, DenoisingLoss, FarFuturePlanner, PlanConfig, Rewards, VectorDenoiser,
     believable, between_times, horizons, load_agent, play, save_agent, token_batches, train_planner)
 from ldp_tut.checkpoints import CheckpointError
-from ldp_tut.worlds import Motion, PixelWorld, Seen, Spaces, Tried, VectorWorld, World, fit_world
+from ldp_tut.worlds import Motion, PixelWorld, Seen, Spaces, Tried, VectorWorld, World, check_world, fit_world
 
 ROOT = Path(__file__).parent.parent
 
@@ -384,6 +384,27 @@ def test_bad_data_and_options_are_refused_before_training(data, rail):
     with pytest.raises(ValueError, match='a denoiser needs'): FarFuturePlanner(Rail(), object())
 
 
+def test_a_plan_that_does_not_fit_is_refused_before_the_denoiser_is_trained(data, monkeypatch):
+    world = fit_world(data, 10, steps=1, progress=False)[0]
+    monkeypatch.setattr('ldp_tut.planner.fit', lambda *a, **k: pytest.fail('a denoiser was trained'))
+    for plan, words in ((PlanConfig(when='arrival'), 'asks for arrivals'), (PlanConfig(horizon=50), 'horizon 50 is farther'), (PlanConfig(doubt=1.), 'actions are vectors')):
+        with pytest.raises(ValueError, match=words): train_planner(data, world=world, plan=plan, longest=10, progress=False)
+
+
+def test_a_world_of_ones_own_trains_in_a_folder_and_keeps_its_run(data, tmp_path):
+    class Own(VectorWorld): pass
+    own = Own(Spaces.of(data), max_gap=4)
+    agent = train_planner(data, 2, world=own, world_steps=2, longest=10, out=tmp_path, width=16, depth=1, progress=False)
+    assert sorted(p.name for p in tmp_path.glob('*.safetensors')) == ['denoiser.safetensors', 'world.safetensors']
+    with pytest.raises(ValueError, match='only agents made of .* save the weights of Own'): agent.save(tmp_path / 'agent.safetensors')
+
+
+def test_what_training_starts_from_is_looked_for_first(data, tmp_path):
+    with pytest.raises(CheckpointError, match='no checkpoint at .*none.safetensors'): train_planner(data, start_from=tmp_path / 'none.safetensors', longest=10)
+    with pytest.raises(CheckpointError, match="no checkpoint is called 'nowhere'"): train_planner(data, start_from='nowhere', longest=10)
+    with pytest.raises(ValueError, match='must denoise maps'): train_planner(data, start_from='crossing-field', longest=10)
+
+
 def test_a_world_that_encodes_to_another_shape_is_refused_before_training(data, monkeypatch, tmp_path):
     "The rail says that its tokens are one number, and makes two of a place on the square."
     monkeypatch.setattr('ldp_tut.planner.fit', lambda *a, **k: pytest.fail('something was trained'))
@@ -446,6 +467,19 @@ class Walk(gym.Env):
     def step(self, a): self.x += 2 * int(a) - 1; return self._obs(), 1., not 0 <= self.x <= 8, False, {}
 
 
+def test_rewards_that_are_all_alike_and_goals_that_nobody_asked_for_are_refused():
+    row = np.zeros((21, 2), np.float32)
+    alike = Trajectories(row, row[:20], np.ones(20), [20], [False])
+    with pytest.raises(ValueError, match='every step pays 1 and no episode ended'): Rewards.of(alike)
+    assert Rewards.of(replace(alike, terminated=np.array([True]))).kind == 'step'
+    world = VectorWorld(Spaces.of(alike))
+    with pytest.raises(ValueError, match='data without goals'): world.read(dict(observation=row[:2], desired_goal=row[:2]))
+    class Plain(nn.Module):
+        latent_shape = (2,)
+        def encode(self, seen): return seen.state
+    check_world(Plain(), alike)   # without any weights
+
+
 def test_playing_counts_what_happened():
     class Always:
         card = dict(rewards=dict(kind='step'))
@@ -471,7 +505,7 @@ class Sure:
 
 
 class FakePlan:
-    def __init__(self, reward, times): self.reward, self.times = reward, times
+    def __init__(self, reward, times): self.reward, self.times, self.at = reward, times, torch.full((len(times),), times.shape[1] - 1)
 
 
 @pytest.mark.parametrize('world, said, turns, rewards, executed, words', [

@@ -95,6 +95,7 @@ def test_foreign_and_mismatched_checkpoints(tmp_path):
     save_file(dict(w=torch.zeros(3)), tmp_path / 'x.safetensors')
     with pytest.raises(CheckpointError, match='has no card'): load_checkpoint(tmp_path / 'x.safetensors')
     with pytest.raises(CheckpointError, match='no checkpoint at'): load_checkpoint(tmp_path / 'y.safetensors')
+    with pytest.raises(ValueError, match='say what it must be: sha256'): load_checkpoint('https://example.org/y.safetensors')
     with pytest.raises(CheckpointError, match='.safetensors'): save_checkpoint(tmp_path / 'z.pt', {}, {})
     save_checkpoint(tmp_path / 'demo.safetensors', dict(w=torch.zeros(3)), dict(kind='demo'))
     with pytest.raises(CheckpointError, match='not a training run'): fit(net(), loss, batches, CONFIG, tmp_path / 'demo.safetensors', **QUIET)
@@ -323,6 +324,13 @@ def test_a_tracker_is_told_and_goes_on_after_a_kill(tmp_path):
     head, *rows = [line.split(',') for line in file.read_text().splitlines()]
     assert head == ['step', 'fit', 'loss', 'lr', 'size'] and [int(r[0]) for r in rows] == list(range(0, 400, 50))
     assert float(rows[1][2]) == pytest.approx(whole.history[50]['loss'], rel=1e-4)
+
+
+def test_a_tracker_keeps_its_columns_whatever_a_step_says(tmp_path):
+    for steps in ([(0, dict(loss=1., left_out=1.)), (1, dict(loss=2.))], [(2, dict(loss=3., new=4.))]):
+        tracker = CSVTracker(tmp_path / 'a.csv')   # the second one goes on after a kill
+        for step, values in steps: tracker.log(values, step)
+    assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,2\n2,3\n'
 
 
 def test_steps_whose_gradient_leaps_are_left_out_and_resuming_remembers_what_is_usual(tmp_path):
