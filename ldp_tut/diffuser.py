@@ -26,7 +26,7 @@ from .data import Normaliser, Slices
 from .ddpm import Iteration, add_noise, cosine_schedule, last, sample, seeded_noise, shifted
 from .envs import MAZES, MazeTask, point_mazes
 from .guidance import ClassifierGuide, Limited
-from .train import TrainConfig, fingerprint, fit
+from .train import TrainConfig, fingerprint, fit, weights_from
 
 # %% ../nbs/07_diffuser.ipynb #198ef995
 def _convolution(i, o, kernel, norm):
@@ -255,10 +255,9 @@ def train_diffuser(
     progress: bool = True,
 ) -> Diffuser:                       # with averaged weights, in evaluation mode
     "Fit a `Diffuser`; `CheckpointError` if `path` is a run of other data or settings."
-    torch.manual_seed(train.seed)    # initial weights; all else has its own generator
     check_slices(slices, config)
     first = slices.draw(8192, tokens[0], torch.Generator().manual_seed(train.seed))
-    model = Diffuser(config, Normaliser.limits(first))
+    with weights_from(train.seed): model = Diffuser(config, Normaliser.limits(first))
     each = model.net.multiple
     low, high = check_plan_lengths(tokens, each)
     def draw(step, g):

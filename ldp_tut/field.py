@@ -208,7 +208,7 @@ class FieldMessages(FieldParts):
         stay as they are.
 
         Several ways often lead to the same one, which is then aged once. Where tokens
-        stand at whole steps the far one need not be the last: they stay noise to it."""
+        stand at whole steps the far one need not be the last: nothing is prepared."""
         if config is not None and config.whole_steps: return scene
         row = torch.arange(len(far), device=far.device) // (len(far) // len(scene.fine))
         own, whose = each_once(torch.cat([far.flatten(1), row[:, None].to(far)], 1))

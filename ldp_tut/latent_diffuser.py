@@ -30,7 +30,7 @@ from .forcing import Block, fourier
 from .guidance import ClassifierGuide
 from .records import Trajectories, check_data
 from .score import GaussianMixture
-from .train import TrainConfig, fingerprint, fit
+from .train import TrainConfig, fingerprint, fit, weights_from
 
 def check_candidates(value: torch.Tensor) -> torch.Tensor:
     "Raise `ValueError` unless these are values [B, M] of at least two candidates each; returns them."
@@ -643,8 +643,7 @@ def train_latent_diffuser(
     if out is not None:
         about = dict(model=asdict(config), how=asdict(how), data=fingerprint(data))
         run = Path(out), about
-    torch.manual_seed(how.seed)
-    model = LatentDiffuser(config)
+    with weights_from(how.seed): model = LatentDiffuser(config)
     train_vae(model, segments, how, progress, run)
     train_prior(model, segments, how, progress, run)
     support = support_of(model, segments, how.support, how.candidates, seed=how.seed)

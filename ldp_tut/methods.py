@@ -30,7 +30,7 @@ from .latent_diffuser import (LatentConfig, LatentDiffuser, LatentPlanner, Laten
 from .policy import DiffusionPolicy, PolicyConfig, train_policy
 from .records import Trajectories, check_data
 from .sight import SeeingPolicy, SightConfig, train_seeing
-from .train import TrainConfig, fingerprint, fit
+from .train import TrainConfig, fingerprint, fit, weights_from
 from .worlds import Rewards, Spaces, bounded, read_observation
 
 # %% ../nbs/20b_methods.ipynb #m0000008
@@ -178,8 +178,7 @@ def make_diffuser(data, recipe, out, seed, device, progress) -> tuple:
     how = TrainConfig(steps=steps, lr=2e-3, ema=.998, seed=seed, warmup=min(100, steps))
     model = train_diffuser(Slices(data, stride, absorb=True), config, (tokens, tokens),
                            how, recipe.batch, _run(out, 'diffuser'), device, progress)
-    torch.manual_seed(seed)
-    model = ScoredDiffuser(config, tokens, model.cpu())
+    with weights_from(seed): model = ScoredDiffuser(config, tokens, model.cpu())
     fit_returns(model, segments, steps, seed, _run(out, 'returns'), progress)
     execute = max(stride, 8 // stride * stride)
     return model.eval(), MethodPlan(execute=execute, candidates=16)

@@ -34,7 +34,7 @@ from .diffuser import ResidualBlock, Stages, check_width
 from .envs import GOAL, WALL, GridTwin, distance_to, goal_cell, layouts, steer
 from .forcing import Block, fourier
 from .records import Trajectories
-from .train import TrainConfig, fingerprint, fit
+from .train import TrainConfig, fingerprint, fit, weights_from
 
 # %% ../nbs/10_policy.ipynb #p0000011
 class Detour:
@@ -236,11 +236,11 @@ def train_policy(
 ) -> nn.Module:              # with averaged weights, in evaluation mode
     "Clone demonstrations. Raises `ValueError` for data that do not fit the config."
     check_fits(data, config)
-    torch.manual_seed(train.seed)   # initial weights; all else has its own generator
     windows = ActionWindows(data, config.To, config.Tp)
     observed, actions = (torch.from_numpy(x).float() for x in
                          (data.observation, data.action_vectors()))
-    model = kind(config, Normaliser.limits(observed), Normaliser.limits(actions))
+    with weights_from(train.seed):
+        model = kind(config, Normaliser.limits(observed), Normaliser.limits(actions))
     about = dict(kind=kind.__name__, policy=asdict(config), batch=batch,
                  data=fingerprint(data.observation, data.action, data.length))
     def draw(step, generator): return windows.draw(batch, generator)

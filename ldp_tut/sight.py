@@ -22,7 +22,7 @@ from .checkpoints import CheckpointError, as_it_was, load_checkpoint, load_weigh
 from .data import Normaliser
 from .policy import POLICIES_BY_NAME, ActionWindows, PolicyConfig, Receding, make_pusht, pusht_record
 from .records import Trajectories
-from .train import TrainConfig, fingerprint, fit
+from .train import TrainConfig, fingerprint, fit, weights_from
 
 # %% ../nbs/10b_sight.ipynb #s0000011
 def make_pusht_pictures(side: int = 64) -> gym.Env:
@@ -174,10 +174,10 @@ def train_seeing(
 ) -> SeeingPolicy:             # with averaged weights, in evaluation mode
     "Clone demonstrations that are pictures. `ValueError` for data that do not fit."
     check_seen(data, config, sight)
-    torch.manual_seed(train.seed)   # initial weights; all else has its own generator
     windows = ActionWindows(data, config.To, config.Tp)
     actions = torch.from_numpy(data.action_vectors()).float()
-    model = SeeingPolicy(kind, config, sight, Normaliser.limits(actions))
+    with weights_from(train.seed):
+        model = SeeingPolicy(kind, config, sight, Normaliser.limits(actions))
     about = dict(kind=kind.__name__, policy=asdict(config), sight=asdict(sight),
                  batch=batch, data=fingerprint(data), twist=twist and twist.__name__)
     def draw(step, generator):

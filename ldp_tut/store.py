@@ -361,8 +361,8 @@ def to_folder(
     "One `.npz` file an episode. Raises `ValueError` where something is there already."
     path = check_empty(Path(path))
     part = path.with_name(f'{path.name}.part')   # a half is never taken for a whole
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part.mkdir(parents=True, exist_ok=True)
+    for old in part.glob('episode_*.npz'): old.unlink()   # of a run that was cut off
     for i, e in enumerate(check_data(data)):
         rows = dict(observation=e.observation, action=e.action, reward=e.reward)
         if data.actions: rows['actions'] = data.actions

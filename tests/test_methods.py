@@ -241,3 +241,14 @@ def test_help_shows_the_options_of_a_method(capsys):
     with pytest.raises(SystemExit) as e: main('train --method latent-diffuser --help'.split())
     text = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
     assert e.value.code == 0 and 'env steps between tokens' in text and '--data-steps' in text and '--radius' not in text
+
+
+@pytest.mark.parametrize('method', ['policy', 'diffuser', 'latent-diffuser'])
+def test_training_leaves_torchs_own_generator_alone_and_does_not_ask_it(method, dots):
+    def weights(seed):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        agent = train_method(method, dots, MethodRecipe(steps=2), device='cpu', progress=False)
+        assert torch.equal(torch.get_rng_state(), before)
+        return torch.cat([p.flatten() for p in agent.model.parameters()])
+    assert torch.equal(weights(1), weights(2))
