@@ -244,11 +244,11 @@ def test_help_shows_the_options_of_a_method(capsys):
 
 
 @pytest.mark.parametrize('method', ['policy', 'diffuser', 'latent-diffuser'])
-def test_training_leaves_torchs_own_generator_alone_and_does_not_ask_it(method, dots):
+def test_training_leaves_torchs_own_generator_alone_and_does_not_ask_it(method, cart):
     def weights(seed):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        agent = train_method(method, dots, MethodRecipe(steps=2), device='cpu', progress=False)
+        agent = train_method(method, cart, TINY, device='cpu', progress=False)
         assert torch.equal(torch.get_rng_state(), before)
         return torch.cat([p.flatten() for p in agent.model.parameters()])
     assert torch.equal(weights(1), weights(2))
