@@ -101,7 +101,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 # %% ../nbs/06_training.ipynb #f0b81fdf
 @contextmanager
 def weights_from(seed: int):
-    "Inside, initial weights follow from a seed; torch's own generator is left as it was."
+    "Inside, initial weights follow from a seed; torch's own generator stays as it was."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -8,6 +8,7 @@ import torch
 from ldp_tut import board, book, ddpm, guidance, score
 from ldp_tut.board import full_board
 from ldp_tut.ddpm import PointDenoiser, cosine_schedule
+from ldp_tut.planner import PlanConfig
 
 S = cosine_schedule(10)
 X, K = torch.zeros(3, 2, 4), torch.full((3, 2), 5)
@@ -30,6 +31,7 @@ BAD = [  # function, call, exception, words of the sentence
     ('board.check_floats', lambda: board.check_floats(torch.ones(2).long(), 'x', '[B]'), TypeError, r'x must be a floating-point tensor \[B\], got torch.int64 \[2\]: convert'),
     ('board.check_choice', lambda: board.check_choice('side', dict(full=1, rgb=2), 'view'), ValueError, "unknown view 'side': choose one of full, rgb"),
     ('board.check_options', lambda: board.check_options(dict(goal=1), ('start',)), ValueError, 'reset knows the options start, got goal'),
+    ('board.check_plan', lambda: PlanConfig(near=9), ValueError, 'cannot stand close'),
     ('board.check_seeds', lambda: board.check_seeds([1, 2], 3), ValueError, 'one seed per plan: 2 seeds for 3 plans'),
     ('board.as_floats', lambda: board.as_floats([[1.], [1., 2.]], 'start'), TypeError, 'start must hold numbers of one shape, got list'),
     ('board.as_floats', lambda: board.as_floats(['a'], 'start'), TypeError, 'start must hold numbers'),
