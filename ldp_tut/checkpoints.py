@@ -131,7 +131,8 @@ def load_checkpoint(
     corrupted or not one of ours."""
     if '://' in str(path) or Path(path).suffix != '.safetensors':
         path = find_checkpoint(str(path))  # a name, or an address without its sha256
-    path = check_file(path)
+    path = Path(path)
+    if not path.is_file(): raise CheckpointError(f'no checkpoint at {path}')
     try:
         with safe_open(path, framework='pt') as f:
             card = (f.metadata() or {}).get('card')
