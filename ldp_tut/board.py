@@ -89,10 +89,10 @@ def check_choice(name: str, choices: dict, what: str) -> str:
     if name not in choices: raise ValueError(f'unknown {what} {name!r}: choose one of {", ".join(choices)}')
     return name
 
-def check_options(options: dict, known: tuple) -> dict:
-    "Raise `ValueError` for options of `reset` that mean nothing here; they would be ignored in silence."
+def check_options(options: dict, known: tuple, who: str = 'reset') -> dict:
+    "Raise `ValueError` for options, of `reset` if nobody else is named, that mean nothing here."
     if unknown := sorted(set(options or {}) - set(known)):
-        raise ValueError(f'reset knows the options {", ".join(known)}, got {", ".join(unknown)}')
+        raise ValueError(f'{who} knows the options {", ".join(known)}, got {", ".join(unknown)}')
     return {name: value for name, value in (options or {}).items() if value is not None}
 
 def check_seeds(seeds, B: int) -> list:

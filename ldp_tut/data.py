@@ -13,6 +13,7 @@ __all__ = ['POLICIES', 'ROUND', 'DRIVERS', 'SIDE_BY_SIDE', 'NO_LIMIT', 'RandomWa
            'Slices', 'Normaliser', 'returns_to_go', 'relabel', 'check_discount', 'check_rewards']
 
 # %% ../nbs/05_trajectories.ipynb #2a25ca59
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -357,6 +358,7 @@ SIDE_BY_SIDE, NO_LIMIT = 8, 10_000  # environments; the longest episode where th
 def make_any(env_id, **make):
     "An environment by its id, with the book's adapter where there is one."
     if env_id.startswith(('MiniGrid-', 'PointMaze_', 'ldp_tut/')) or env_id in CLASSIC: return make_env(env_id, **make)
+    if ':' in env_id and '' not in sys.path: sys.path.insert(0, '')  # modules of this folder, as for `python -m`
     try: return gym.make(env_id, disable_env_checker=True, **make)
     except gym.error.Error as e: raise ValueError(f'{env_id!r} cannot be made: {e}') from None
 

@@ -14,7 +14,7 @@ __all__ = ['WHEN', 'JUDGES', 'WORLDS', 'DENOISERS', 'PlanConfig', 'Plan', 'of_ro
 
 # %% ../nbs/13_planner.ipynb #2906f0c5
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .board import (ORDERS, between_times, check_between, check_count, check_plan, check_positive,
-                           context_board, full_board, horizons, run_on, settling_board)
+from .board import (ORDERS, between_times, check_between, check_count, check_options, check_plan,
+                           check_positive, context_board, full_board, horizons, run_on, settling_board)
 from .checkpoints import (CheckpointError, as_it_was, check_file, file_sha256, find_checkpoint,
                                  load_checkpoint, save_checkpoint)
 from .data import Trajectories, Windows, data_card
@@ -603,6 +603,8 @@ def train_planner(
     """A planner from nothing but a data set. Raises `ValueError`, before any training, for data it cannot plan from.
 
     A run in `out` is gone on with by the same data and recipe alone: `CheckpointError` names what differs."""
+    check_options(recipe, [f.name for f in fields(PlannerRecipe)], 'train_planner')
+    if not isinstance(plan, (PlanConfig, type(None))): raise ValueError(f'plan must be a PlanConfig, got {plan!r}')
     recipe, steps, seed = PlannerRecipe(**recipe), check_count(steps, 'steps'), check_count(seed, 'seed', 0)
     rewards = Rewards.of(check_flat(data), recipe.radius)
     if world is None: data, world = cut_as_asked(data, recipe.patch, recipe.window, seed)

@@ -7,10 +7,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/records.html.md"""
 # %% auto #0
 __all__ = ['FIELDS', 'Episodes', 'check_room_lengths', 'check_amounts', 'check_positive', 'as_numbers', 'as_actions',
            'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_padded', 'check_alike',
-           'check_data', 'check_rooms', 'check_rows', 'check_view', 'check_shards', 'check_sliceable', 'check_episodes',
-           'checked_rows', 'spread', 'check_scales', 'observation_reader', 'action_reader', 'is_picture', 'check_parts',
-           'vector_reader', 'join_parts', 'without_double', 'taken', 'check_actions', 'place_values', 'cells_in',
-           'as_agents_see', 'flat_box', 'Tape', 'Player']
+           'check_data', 'check_rooms', 'check_rows', 'goal_radius', 'check_view', 'check_shards', 'check_sliceable',
+           'check_episodes', 'checked_rows', 'spread', 'check_scales', 'observation_reader', 'action_reader',
+           'is_picture', 'check_parts', 'vector_reader', 'join_parts', 'without_double', 'taken', 'check_actions',
+           'place_values', 'cells_in', 'as_agents_see', 'flat_box', 'Tape', 'Player']
 
 # %% ../nbs/95_records.ipynb #d20r0005
 import warnings
@@ -294,6 +294,22 @@ def check_rows(bad, x, start, name, advice):
     e = int(np.searchsorted(start, at[0], side='right') - 1)
     where = f', dimension {at[1] if len(at) == 2 else at[1:]}' if len(at) > 1 else ''
     raise ValueError(f'{name} of episode {e}, step {at[0] - int(start[e])}{where} is {x[at]}: {advice}')
+
+def goal_radius(data: Trajectories, away: float = 0.) -> float:
+    """The largest distance from its goal, the first numbers of an observation, at which a step was rewarded by more
+    than it is `away` from it. `ValueError` where none was, and where it is not being near that is rewarded."""
+    later, G = np.ones(len(data.observation), bool), data.goal.shape[1]
+    later[data.observation_start] = False
+    far, paid = np.linalg.norm(data.observation[later][:, :G] - data.goal[later], axis=1), data.reward > away
+    if not paid.any(): raise ValueError('no step in these data reached its goal, so they do not show how near is near '
+                                        'enough: say so with radius=')
+    radius = float(far[paid].max())
+    if paid.mean() > 0.9 or paid[far <= radius].mean() < 0.5:
+        raise ValueError(f'{paid.mean():.0%} of all steps are rewarded, and {paid[far <= radius].mean():.0%} of those '
+                         f'as near to their goal as {radius:.3g}, by the first {G} numbers of an observation: so these '
+                         'data do not show what is near enough. Put the place first, or say it with radius=')
+    return radius
+
 
 # %% ../nbs/95_records.ipynb #d20r0017
 def check_view(view):

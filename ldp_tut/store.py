@@ -434,7 +434,8 @@ def read_episode(file):
     "The arrays of one file; raises `ValueError` with its name where they are not an episode."
     try:
         with np.load(file, allow_pickle=False) as f: parts = {k: f[k] for k in f.files}
-    except UNREADABLE as e: raise ValueError(f'{file} cannot be read ({e}): is it a .npz file of plain arrays?') from e
+    except (*UNREADABLE, TypeError) as e:   # one array is no context to be in
+        raise ValueError(f'{file} cannot be read ({e}): is it a .npz file of plain arrays?') from e
     missing = [k for k in NEEDED if k not in parts]
     if missing: raise ValueError(f'{file} has the keys {sorted(parts)}, and {", ".join(missing)} is missing: '
                                  f'an episode needs {", ".join(NEEDED)}')

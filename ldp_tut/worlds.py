@@ -8,9 +8,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_environment', 'check_seen', 'pinball', 'Motion',
            'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss', 'PixelWorld',
            'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_ends_pay',
-           'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'pays_away', 'goal_radius',
-           'Denoiser', 'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight',
-           'DenoisingLoss', 'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
+           'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'pays_away', 'Denoiser',
+           'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
+           'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -28,10 +28,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .board import check_count, check_positive
-from .data import Normaliser, Trajectories, Windows, make_any, random_offsets
+from .data import NO_LIMIT, Normaliser, Trajectories, Windows, make_any, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss, with_features
-from .records import as_agents_see, cells_in, check_data, join_parts
+from .records import as_agents_see, cells_in, check_data, goal_radius, join_parts
 from .train import Run, TrainConfig, fingerprint, fit
 
 # %% ../nbs/12b_worlds.ipynb #e68db15f
@@ -441,14 +441,6 @@ def pays_away(reward) -> float:
     two = np.unique(reward)
     return float(two[0]) if len(two) == 2 and two[1] <= 0 else 0.
 
-def goal_radius(data: Trajectories, away: float = 0.) -> float:
-    "The largest distance from its goal at which the data were rewarded, by more than they are `away` from it."
-    later = np.ones(len(data.observation), bool); later[data.observation_start] = False
-    G = data.goal.shape[1]
-    near = np.linalg.norm(data.observation[later][:, :G] - data.goal[later], axis=1)[data.reward > away]
-    if not len(near): raise ValueError('no step in these data reached its goal, so they do not show how near is near '
-                                       'enough: say so with radius=')
-    return float(near.max())
 
 # %% ../nbs/12b_worlds.ipynb #95cec8d4
 class Denoiser(Protocol):
@@ -617,7 +609,7 @@ def play(
     env,                     # a function that makes an environment, or an id, as for `collect`
     episodes: int = 32,
     seed: int = 1_000_000,   # of the first `reset`; then the next ones
-    most: int = None,        # cut episodes off after so many steps; default the environment's own limit
+    most: int = None,        # cut episodes off after so many steps; default the environment's own limit, or 10,000
     batch: int = 64,         # episodes planned for at once
     progress: bool = True,
     kind: str = None,        # of task, as in `Rewards`; default what the agent's card says, or 'goal'
@@ -631,6 +623,7 @@ def play(
     make = env if callable(env) else partial(make_any, env)
     pays = getattr(agent, 'card', {}).get('rewards', {})
     pays = pays | dict(kind=kind or pays.get('kind', 'goal'))
+    if most is not None: check_count(most, 'most')
     rows, began, quiet = [], time.perf_counter(), None if progress else True
     with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=quiet) as bar:
         for first in range(0, episodes, batch):
@@ -665,7 +658,7 @@ def play_batch(agent, make, seeds, most, bar, pays, whole=False):
             trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
             if reward > pay and row['first'] is None: row['first'] = row['steps']
             won = kind != 'step' and row['first'] is not None and not whole
-            over = ended or cut or won or (most and row['steps'] >= most)
+            over = ended or cut or won or row['steps'] >= (most or NO_LIMIT)
             if over: bar.update(1); row['ended'] = bool(ended)
             else: going.append(i)
         agent.keep(going); live = [live[i] for i in going]

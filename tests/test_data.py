@@ -820,6 +820,11 @@ def test_half_a_folder_of_files_is_not_there(tmp_path, monkeypatch):
     assert equal(data, from_folder(to_folder(data, tmp_path / 'a'))) and [p.name for p in tmp_path.iterdir()] == ['a']
 
 
+def test_a_single_array_is_no_episode(tmp_path):
+    with open(tmp_path / 'a.npz', 'wb') as f: np.save(f, np.zeros(3))
+    with pytest.raises(ValueError, match=r'a\.npz cannot be read'): from_folder(tmp_path)
+
+
 FILES = dict(
     missing=(dict(reward=None), 'e1.npz has the keys .* and reward is missing'), lengths=(dict(action=np.zeros((3, 1))), '4 observations, 3 actions, 2 rewards'),
     objects=(dict(observation=np.array([{}, 1, 2], object)), 'cannot be read'), text=(dict(observation=np.array(['a', 'b', 'c'])), 'observation in .*e1.npz: data are numbers'),

@@ -342,7 +342,7 @@ def test_a_planner_is_gone_on_with_by_its_own_data_and_recipe_alone(data, tmp_pa
     more = go(steps=5)
     assert len(more.history) == 2 and more.card['recipe']['world_steps'] == 3 and more.card['steps'] == 5
     with pytest.raises(CheckpointError, match='max_gap|longest|data'): fit_world(data, 9, steps=3, path=tmp_path / 'world.safetensors', progress=False)
-    with pytest.raises(TypeError, match='wdith'): train_planner(data, wdith=3)
+    with pytest.raises(ValueError, match='wdith'): train_planner(data, wdith=3)
 
 
 def test_an_agent_doubts_what_led_it_back_to_where_it_was(rail):
@@ -478,6 +478,33 @@ def test_rewards_that_are_all_alike_and_goals_that_nobody_asked_for_are_refused(
         latent_shape = (2,)
         def encode(self, seen): return seen.state
     check_world(Plain(), alike)   # without any weights
+
+
+def test_a_radius_that_the_data_do_not_show_is_asked_for(data):
+    "Rewards that are never nought, and goals that are not the first numbers of an observation."
+    with pytest.raises(ValueError, match='100% of all steps are rewarded'): Rewards.of(replace(data, reward=np.exp(-data.reward)))
+    turned = replace(data, observation=np.concatenate([np.ones((len(data.observation), 2)), data.observation], 1).astype(np.float32))
+    with pytest.raises(ValueError, match='Put the place first'): Rewards.of(turned)
+    assert Rewards.of(turned, radius=.2).radius == .2 and Rewards.of(data).radius < .2
+
+
+def test_options_nobody_knows_and_plans_of_another_kind_are_refused_before_training(data):
+    with pytest.raises(ValueError, match='train_planner knows the options radius, .*, got stpes'): train_planner(data, stpes=10)
+    with pytest.raises(ValueError, match="plan must be a PlanConfig, got {'scale': 1.0}"): train_planner(data, plan=dict(scale=1.))
+
+
+def test_an_episode_that_never_ends_is_cut_off(monkeypatch):
+    monkeypatch.setattr('ldp_tut.worlds.NO_LIMIT', 7)
+    class Endless(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (1,), np.float32), gym.spaces.Discrete(2)
+        def reset(self, *, seed=None, options=None): return np.zeros(1, np.float32), {}
+        def step(self, action): return np.zeros(1, np.float32), 0., False, False, {}
+    class Still:
+        def begin(self, seeds): pass
+        def keep(self, rows): pass
+        def act_batch(self, obs): return np.zeros(len(obs), int)
+    assert play(Still(), Endless, 2, progress=False)['mean_steps'] == 7
+    with pytest.raises(ValueError, match='most must be an integer of at least 1, got 0'): play(Still(), Endless, 2, most=0)
 
 
 def test_playing_counts_what_happened():
