@@ -370,7 +370,10 @@ class ChainAgent(Agent):
     ):
         self.rows = []
         super().__init__(planner(model, config), card)
-        self.config, self.env_id = config, model.config.env_id
+        self.asked, self.env_id = config, model.config.env_id
+
+    @property
+    def config(self): return self.asked  # of the chain, too
 
     def begin(self, seeds):
         "Start one episode per seed."

@@ -378,9 +378,9 @@ def data_for(a, out) -> tuple:
         return data, a.env or env_id
     steps = 0 if r.episodes else r.data_steps
     about = dict(env_id=a.env, policy=r.policy or usual_policy(a.env), seed=a.seed,
-                 episodes_asked=r.episodes, steps_asked=steps, walk=r.walk, **(dict(spare=r.spare) if r.spare else {}))
+                 episodes_asked=r.episodes, steps_asked=steps, walk=r.walk, spare=r.spare,
+                 patch=(patch := getattr(r, 'patch', None)))
     store = TrajectoryStore(out / 'data')
-    if patch := getattr(r, 'patch', None): about['patch'] = patch
     if not store.shards():
         played, cut = collect(a.env, about['policy'], r.episodes, a.seed, not a.json, r.walk, r.spare, steps=steps), {}
         if isinstance(played, Episodes) and patch: played, cut = in_pixels(played, patch)
@@ -390,7 +390,7 @@ def data_for(a, out) -> tuple:
     return load_data(str(out / 'data'))
 
 def _check_same_data(folder, have, about):
-    other = [f'{n}={have.get(n)}, not {v}' for n, v in about.items() if have.get(n) != v]
+    other = [f'{n}={have.get(n)}, not {v}' for n, v in about.items() if (have.get(n) or None) != (v or None)]
     if other: raise ValueError(f'{folder} holds other data than the recipe asks for ({"; ".join(other)}): '
                                'choose another --out')
 
@@ -461,8 +461,8 @@ def train_by_method(a) -> dict:
 
 # %% ../nbs/21_command_line.ipynb #7e7a3bd4
 def _overrides(a, card):
-    "Planning options that were given: those that are not the card's."
-    return {n: v for n, v in asdict(a.planning).items() if v != card.get('plan', {}).get(n, v)}
+    "Planning options that were given: those that are not the card's, nor what it leaves to the defaults."
+    return {n: v for n, v in asdict(a.planning).items() if v != getattr(planning_options(card)[1], n)}
 
 def _load(a, **overrides):
     from ldp_tut.chain_planner import load_pretrained
@@ -575,6 +575,7 @@ def _only_the_cards_rooms(a, card):
     if not own: raise ValueError(f'the card of {a.checkpoint} claims nothing: write a result into it with --record')
     other = [f'--env {a.env}'] * (a.env not in (None, own.get('env')))
     other += [f'--seed {a.seed}'] * (a.seed not in (2_000_000, own.get('seed')))
+    other += [f'--most {a.most}'] * (a.most not in (None, own.get('most')))
     other += [f'{_flag(n)} {v}' for n, v in _overrides(a, card).items()]
     if other:
         raise ValueError(f'--check plays the rooms of the card as they were played, from seed {own.get("seed")} of '

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .envs import (CLASSIC, DOOR, EMPTY, FAR, FLOOR, GOAL, KEY, PICKUP, STEP_X, STEP_Y, TOGGLE, BlockTable,
                           GridTwin, MazeMap, distance_to, draw_pixels, layouts, make_env, paint_agent, point_mazes,
                           read_grid, room_seeds, steer)
-from .records import (FIELDS, Episodes, Player, Trajectories, check_amounts, check_data, check_episodes,
+from .records import (FIELDS, Episodes, Player, Trajectories, check_amounts, check_apart, check_data, check_episodes,
                              check_positive, check_scales, check_shards, check_sliceable, check_view, checked_rows,
                              select, spread)
 
@@ -360,7 +360,7 @@ def make_any(env_id, **make):
     if env_id.startswith(('MiniGrid-', 'PointMaze_', 'ldp_tut/')) or env_id in CLASSIC: return make_env(env_id, **make)
     if ':' in env_id and '' not in sys.path: sys.path.insert(0, '')  # modules of this folder, as for `python -m`
     try: return gym.make(env_id, disable_env_checker=True, **make)
-    except gym.error.Error as e: raise ValueError(f'{env_id!r} cannot be made: {e}') from None
+    except gym.error.Error as e: raise ValueError(f'{env_id!r} cannot be made: {e}') from e
 
 def environments(env, make):
     "Copies of an environment behind one `step`; one that is there already cannot be copied."
@@ -369,7 +369,8 @@ def environments(env, make):
     elif isinstance(env, str): one = partial(make_any, env, **make)
     elif callable(env): one = partial(env, **make)
     else: raise ValueError(f'collect plays an id, an environment or a function that makes it, got {type(env).__name__}')
-    return gym.vector.SyncVectorEnv([one] * count, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+    many = gym.vector.SyncVectorEnv([one] * count, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+    return check_apart(many.envs) and many
 
 def pick_policy(policy, env):
     "A maker of a policy by its name, or of a function as it is; `ValueError` where it does not fit the environment."

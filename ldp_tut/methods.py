@@ -28,7 +28,7 @@ from .diffuser import Diffuser, DiffuserConfig, Plans, choose, plan, train_diffu
 from .latent_diffuser import (LatentConfig, LatentDiffuser, LatentPlanner, LatentTraining, Segments, check_beta,
                                      check_paid, train_latent_diffuser)
 from .policy import DiffusionPolicy, PolicyConfig, train_policy
-from .records import Trajectories, check_data
+from .records import Trajectories, check_data, which_rows
 from .sight import SeeingPolicy, SightConfig, train_seeing
 from .train import TrainConfig, fingerprint, fit, weights_from
 from .worlds import Rewards, Spaces, bounded, read_observation
@@ -107,6 +107,9 @@ def _run(out, name): return None if out is None else Path(out) / f'{name}.safete
 
 def make_policy(data, recipe, out, seed, device, progress) -> tuple:
     "A `DiffusionPolicy` of these data, and how it acts."
+    if recipe.stride not in (None, 1):
+        raise ValueError('a policy acts at every step: '
+                         f'leave out stride={recipe.stride}')
     shape, tokens = data.observation.shape[1:], recipe.tokens or 16
     sight = SightConfig(shape) if shows_pictures(data) else None
     config = PolicyConfig(2 * sight.keypoints if sight else shape[0], data.action_dims,
@@ -280,15 +283,17 @@ class MethodAgent:
     def begin(self, seeds) -> 'MethodAgent':
         "Start one episode for each seed, to be driven by `act_batch`."
         self.driver.begin([int(s) for s in seeds])
-        self.begun = True
+        self.begun, self.count = True, len(seeds)
         return self
 
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
-        if len(rows): self.driver.keep(list(rows))
+        rows = which_rows(rows, self.count)
+        self.count = len(rows)
+        if rows: self.driver.keep(rows)
 
     def act(self, obs):
-        """The next action: an integer, or an array [A].
+        """The next action: an integer, or an array [A]; `reset` first in each episode.
 
         Raises `ValueError` for an observation of another world."""
         if not self.begun: self.begin([self.seed])
@@ -301,9 +306,20 @@ class MethodAgent:
         state = seen.state
         if self.spaces.goal: state = torch.cat([state, seen.goal], 1)
         if not self.begun: self.begin(range(self.seed, self.seed + len(state)))
+        if len(state) != self.count:
+            raise ValueError(f'{len(state)} observations for {self.count} episodes: '
+                             '`begin(seeds)` starts others, `keep(rows)` goes on '
+                             'with some')
         with torch.no_grad(): action = self.driver(state)
         if self.spaces.actions: return action.argmax(-1).numpy()
         return bounded(action, self.spaces).numpy()
+
+    def save(self, path): return save_method(path, self)
+
+    @classmethod
+    def load_pretrained(cls, path, **overrides) -> 'MethodAgent':
+        "By the path of a checkpoint; see `load_method`."
+        return load_method(path, **overrides)
 
 # %% ../nbs/20b_methods.ipynb #m0000024
 MAKERS = dict(policy=make_policy, diffuser=make_diffuser)

@@ -32,6 +32,7 @@ from .field import FieldConfig, FieldDenoiser, field_parts, growing
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
 from .maps import PatchWorld, SymbolWorld, WindowWorld, as_read_by, cpu_precision, cut_as_asked
+from .records import which_rows
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
                             VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
@@ -417,8 +418,11 @@ def vote(planner, times, z, scene, worth=None) -> tuple:
 class Agent:
     "A receding-horizon agent around a `FarFuturePlanner`."
     def __init__(self, planner: FarFuturePlanner, card: dict = None):
-        self.planner, self.config, self.card = planner, planner.config, card or {}
+        self.planner, self.card = planner, card or {}
         self.reset()
+
+    @property
+    def config(self): return self.planner.config
 
     def reset(self, seed: int = 0) -> 'Agent':
         "Forget the last plan. The same seed gives the same actions."
@@ -434,7 +438,7 @@ class Agent:
         return self
 
     def act(self, obs):
-        "The next action: an integer from 0, or an array [A]. `ValueError` elsewhere."
+        "The next action, an integer from 0, or an array [A]; `reset` first in each episode. `ValueError` elsewhere."
         if self.seeds is None: self.begin([self.seed])
         return self.act_batch(obs)[0]
 
@@ -488,21 +492,25 @@ class Agent:
     def restart(self, ended):
         "A new episode has begun in rows `ended`, bool [B]: forget their goals, plan again."
         ended = torch.as_tensor(np.asarray(ended)).bool()
+        if self.seeds is None: return
+        if ended.shape != (len(self.seeds),):
+            raise ValueError(f'ended must be a mask of {len(self.seeds)} episodes, got shape {list(ended.shape)}')
         if self.plan is None or not ended.any(): return
         self.tried.forget(ended)
         ended = ended.to(self.plan.reward.device)
-        self.plan = self.plan._replace(reward=torch.where(ended, 0., self.plan.reward))
+        self.plan = self.plan._replace(reward=torch.where(ended, -torch.inf, self.plan.reward))
         if self.delay is not None: self.delay = torch.where(ended, 0., self.delay)
         if self.left is not None: self.left = torch.where(ended, torch.inf, self.left)
         self.due = True  # and `since` goes on counting what was executed
 
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
+        rows = which_rows(rows, len(self.seeds))
         self.seeds = [self.seeds[r] for r in rows]
         self.tried.keep(rows)
-        if self.plan is not None: self.plan = self.plan.of_rows(list(rows))
+        if self.plan is not None: self.plan = self.plan.of_rows(rows)
         if self.delay is not None:
-            self.delay, self.left, self.behind = (x[list(rows)] for x in (self.delay, self.left, self.behind))
+            self.delay, self.left, self.behind = (x[rows] for x in (self.delay, self.left, self.behind))
 
     def save(self, path): return save_agent(path, self)
 
@@ -609,7 +617,11 @@ def train_planner(
     rewards = Rewards.of(check_flat(data), recipe.radius)
     if world is None: data, world = cut_as_asked(data, recipe.patch, recipe.window, seed)
     if isinstance(world, SymbolWorld): check_ends_pay(data, rewards)
-    if recipe.features and isinstance(world, SymbolWorld): raise ValueError('features are of vectors, not of maps')
+    maps = isinstance(world, SymbolWorld)
+    for name, used, of in (('features', not maps, 'vectors, not of maps'), ('depth', not maps, 'a transformer'),
+                           ('ends', maps, 'maps'), ('radius', data.goal is not None, 'goals, and the data have none')):
+        if not used and getattr(recipe, name) != getattr(PlannerRecipe, name):
+            raise ValueError(f'{name}={getattr(recipe, name)} is an option of {of}: leave it out')
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest, recipe.ends)

@@ -6,11 +6,12 @@ Docs: https://ldp-tut.github.io/ldp_tut/records.html.md"""
 
 # %% auto #0
 __all__ = ['FIELDS', 'Episodes', 'check_room_lengths', 'check_amounts', 'check_positive', 'as_numbers', 'as_actions',
-           'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_padded', 'check_alike',
-           'check_data', 'check_rooms', 'check_rows', 'goal_radius', 'check_view', 'check_shards', 'check_sliceable',
-           'check_episodes', 'checked_rows', 'spread', 'check_scales', 'observation_reader', 'action_reader',
-           'is_picture', 'check_parts', 'vector_reader', 'join_parts', 'without_double', 'taken', 'check_actions',
-           'place_values', 'cells_in', 'as_agents_see', 'flat_box', 'Tape', 'Player']
+           'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_apart', 'which_rows',
+           'check_padded', 'check_alike', 'check_data', 'check_rooms', 'check_rows', 'goal_radius', 'check_view',
+           'check_shards', 'check_sliceable', 'check_episodes', 'checked_rows', 'spread', 'check_scales',
+           'observation_reader', 'action_reader', 'is_picture', 'check_parts', 'vector_reader', 'join_parts',
+           'without_double', 'taken', 'check_actions', 'place_values', 'cells_in', 'as_agents_see', 'flat_box', 'Tape',
+           'Player']
 
 # %% ../nbs/95_records.ipynb #d20r0005
 import warnings
@@ -232,6 +233,27 @@ def check_lengths(data):
             raise ValueError(f'{name} has {len(getattr(data, name))} rows, but {E} episodes of together {T} steps '
                              f'need {n}: are the lengths right?')
     if data.reward.ndim != 1: raise ValueError(f'a reward is one number a step, got {list(data.reward.shape)}')
+    if data.goal is not None and data.goal.ndim != 2:
+        raise ValueError(f'goals are rows of numbers [T + 1, G], got {list(data.goal.shape)}')
+    if data.goal is not None and data.observation.ndim == 2 and data.goal.shape[1] > data.observation.shape[1]:
+        raise ValueError(f'goals of {data.goal.shape[1]} numbers for observations of {data.observation.shape[1]}: '
+                         'a goal is compared with the leading numbers of an observation')
+
+def check_apart(envs):
+    "Is each an environment of its own? `ValueError` where a function gave the same one again."
+    if len({id(getattr(e, 'unwrapped', e)) for e in envs}) < len(envs):
+        raise ValueError('the function that makes environments gave the same one again: it must make a new one at '
+                         'every call')
+    return envs
+
+def which_rows(rows, count: int) -> list:
+    "Numbers of rows of a batch, from numbers or from a mask; `ValueError` for what is neither."
+    rows = np.asarray(rows)
+    if rows.dtype == bool and rows.shape == (count,): return np.flatnonzero(rows).tolist()
+    if not rows.size: return []
+    if rows.ndim != 1 or rows.dtype.kind not in 'iu' or rows.min() < 0 or rows.max() >= count:
+        raise ValueError(f'rows must be numbers below {count}, or a mask of {count}, got {rows.tolist()}')
+    return rows.tolist()
 
 def check_padded(observation, action, length):
     "Do the lengths fit into the padded arrays?"

@@ -380,13 +380,22 @@ class CSVTracker(GeneralTracker):
     def store_init_configuration(self, values: dict):
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
+    def up_to(self, step):
+        "Forget steps that a killed run logged and did not save; the file's first line."
+        head, *lines = self.path.read_text().splitlines(True)
+        kept = [line for line in lines if line.endswith('\n')
+                and (step is None or int(line.partition(',')[0]) < step)]
+        part = self.path.with_name(self.path.name + '.part')
+        part.write_text(''.join([head, *kept]))
+        part.replace(self.path)
+        return head.rstrip('\n')
+
     @on_main_process
     def log(self, values: dict, step: int = None, **_):
         new = not self.path.exists()
         if self.names is None:   # a run that is gone on with keeps its columns
             names = sorted({*values} - {'left_out'})
-            line = '' if new else self.path.read_text().partition('\n')[0]
-            self.names = names if new else line.split(',')[1:]
+            self.names = names if new else self.up_to(step).split(',')[1:]
         with self.path.open('a') as f:
             if new: f.write(','.join(['step', *self.names]) + '\n')
             said = (f'{values[v]:.6g}' if v in values else '' for v in self.names)

@@ -31,7 +31,7 @@ from .board import check_count, check_positive
 from .data import NO_LIMIT, Normaliser, Trajectories, Windows, make_any, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss, with_features
-from .records import as_agents_see, cells_in, check_data, goal_radius, join_parts
+from .records import as_agents_see, cells_in, check_apart, check_data, goal_radius, join_parts
 from .train import Run, TrainConfig, fingerprint, fit
 
 # %% ../nbs/12b_worlds.ipynb #e68db15f
@@ -115,8 +115,9 @@ def read_observation(
     if spaces.view != 'vector' and (x.is_floating_point() or x.numel() and not 0 <= x.min() <= x.max() <= 255):
         raise ValueError(f'pictures are bytes (integers from 0 to 255), got {x.dtype}: as the data were, not scaled')
     x = x.float() if spaces.view == 'vector' else x.to(torch.uint8)
-    goal = x.new_zeros(len(x), 0) if goal is None else torch.as_tensor(np.asarray(goal))
-    goal = goal.float().reshape(len(x), -1)
+    goal = torch.zeros(len(x), 0) if goal is None else torch.as_tensor(np.asarray(goal)).float()
+    goal = goal if not spaces.goal else goal.reshape(-1, spaces.goal)
+    if len(goal) != len(x): raise ValueError(f'{len(goal)} goals for {len(x)} observations: give as many')
     if not (torch.isfinite(x.float()).all() and torch.isfinite(goal).all()):
         raise ValueError('the observation has NaN or infinite numbers in it')
     return Seen(x, goal)
@@ -488,6 +489,9 @@ def check_go_together(world, denoiser, config, when=None):
                                 ('chance_from', config.judge == 'chance', "choose judge='ends'")):
         if used and not hasattr(denoiser, name):
             raise ValueError(f'the plan asks for {name}, which {type(denoiser).__name__} has not: {instead}')
+    if config.stride > getattr(world, 'max_gap', config.stride):
+        raise ValueError(f'stride={config.stride} steps to the next token, and the inverse dynamics of this world were '
+                         f'trained up to {world.max_gap}: choose a smaller stride')
     if config.doubt and not world.actions:
         raise ValueError(f'doubt={config.doubt} counts how often an action was taken, and here actions are vectors')
     knows = hasattr(world, 'steps_between') or hasattr(denoiser, 'steps_between')
@@ -640,7 +644,8 @@ def play(
 # %% ../nbs/12b_worlds.ipynb #bd38188a
 def play_batch(agent, make, seeds, most, bar, pays, whole=False):
     "One row an episode; where there is a goal it ends when it is first rewarded, if it is not to be whole."
-    envs, kind, pay = [make() for _ in seeds], pays['kind'], pays.get('low', 0.) if pays['kind'] != 'step' else 0.
+    envs, kind = check_apart([make() for _ in seeds]), pays['kind']
+    pay = pays.get('low', 0.) if kind != 'step' else 0.
     if hasattr(agent, 'card'): envs = [as_agents_see(env) for env in envs]  # it learned from data
     obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
     blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}

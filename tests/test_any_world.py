@@ -8,8 +8,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from ldp_tut.checkpoints import CheckpointError
 from ldp_tut.data import collect
 from ldp_tut.methods import MethodAgent, MethodRecipe, train_method
-from ldp_tut.planner import PlanConfig, load_agent, save_agent, train_planner
-from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, select
+from ldp_tut.planner import FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
+from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, check_data, select
 from ldp_tut.store import StoreError, TrajectoryStore, from_folder
 from ldp_tut.worlds import Rewards, Spaces, Windows, check_environment, play, read_observation, token_batches
 
@@ -223,3 +223,34 @@ def test_an_agent_keeps_itself_and_comes_by_name(tmp_path):
     assert back.config == exact.config and back.card['denoiser'] == 'exact'
     with pytest.raises(CheckpointError, match='no checkpoint is called'): Agent.load_pretrained('nowhere')
     with pytest.raises(CheckpointError, match='not an agent'): Agent.load_pretrained('doorkey-5x5')
+
+
+def test_the_same_environment_twice_is_noticed():
+    class Scripted:
+        def begin(self, seeds): pass
+        def keep(self, rows): pass
+        def act_batch(self, obs): return np.zeros(len(obs), int)
+    env = gym.make('CartPole-v1')
+    for go in (lambda make: play(Scripted(), make, 2, progress=False), lambda make: collect(make, steps=20, progress=False)):
+        with pytest.raises(ValueError, match='gave the same one again'): go(lambda: env)
+
+
+def test_options_that_would_do_nothing_are_refused():
+    data = collect('CartPole-v1', steps=300, progress=False)
+    for options, of in (dict(ends=0.5), 'maps'), (dict(radius=1.), 'goals, and the data have none'):
+        with pytest.raises(ValueError, match=f'is an option of {of}: leave it out'): train_planner(data, 1, progress=False, **options)
+    agent = train_planner(data, 1, world_steps=1, longest=8, device='cpu', progress=False)
+    with pytest.raises(ValueError, match='stride=9 steps to the next token, and the inverse dynamics'):
+        FarFuturePlanner(agent.planner.world, agent.planner.denoiser, PlanConfig(stride=9))
+
+
+def test_goals_fit_their_observations():
+    from dataclasses import replace
+    data = collect('CartPole-v1', steps=50, progress=False)
+    for goal, words in ((np.zeros(len(data.observation)), 'goals are rows of numbers'), (np.zeros((len(data.observation), 5)), 'goals of 5 numbers for observations of 4')):
+        with pytest.raises(ValueError, match=words): check_data(replace(data, goal=goal.astype(np.float32)))
+    spaces = Spaces('vector', (2,), goal=2, actions=2)
+    both = dict(observation=np.zeros((2, 2)), desired_goal=np.zeros((2, 2)))
+    assert read_observation(both, spaces).goal.shape == (2, 2)
+    with pytest.raises(ValueError, match='1 goals for 2 observations'): read_observation(both | dict(desired_goal=np.zeros(2)), spaces)
+    with pytest.raises(ValueError, match='2 goals for 1 observations'): read_observation(dict(observation=np.zeros(2), desired_goal=np.zeros((2, 2))), spaces)

@@ -378,3 +378,27 @@ def test_weights_to_start_from_are_read_before_anything_is_played(tmp_path, caps
     fails(capsys, f'{line} {tmp_path / "torn.safetensors"}', 'torn.safetensors')
     fails(capsys, f'{line} simplecrossing-n1', 'not an agent')
     assert not (tmp_path / 'out').exists()
+
+
+def test_planning_options_that_an_older_card_does_not_know_are_used(capsys, tmp_path):
+    "Its card leaves them to the defaults; asked for, they change the plan."
+    from pathlib import Path
+    from ldp_tut import cli
+    from ldp_tut.planner import PlanConfig
+    cards = {p.stem: json.loads(p.read_text()) for p in Path(cli.__file__).parent.glob('checkpoints/*-field.json')}
+    missing = {name: {f for f in PlanConfig.__dataclass_fields__ if f not in card['plan']} for name, card in cards.items()}
+    assert 'doubt' in missing['fourrooms-field'], 'or nothing is tested here'
+    for name, card in cards.items():
+        a = cli.read_command(['plan', '--checkpoint', name])
+        assert cli._overrides(a, card) == {}
+        a = cli.read_command(['plan', '--checkpoint', name, '--doubt', '0.7', '--free', '--votes', '5'])
+        assert cli._overrides(a, card).items() >= dict(doubt=0.7, votes=5).items() and a.planning.free
+    fails(capsys, 'eval --check --doubt 3', '--doubt 3.0')
+    fails(capsys, 'eval --check --most 5', '--most 5')
+
+
+def test_a_store_of_other_data_is_not_taken_for_ones_own(tmp_path):
+    from ldp_tut.cli import _check_same_data
+    have = dict(env_id='X-v0', seed=0, walk=0, spare=8)
+    _check_same_data(tmp_path, have, dict(env_id='X-v0', seed=0, walk=0, spare=8, patch=None))
+    with pytest.raises(ValueError, match='spare=8, not 0'): _check_same_data(tmp_path, have, dict(env_id='X-v0', seed=0, walk=0, spare=0, patch=None))

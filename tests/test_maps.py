@@ -161,7 +161,7 @@ def test_windows_that_move_or_are_too_small_are_refused():
     with pytest.raises(ValueError, match='the window is not where it was'): windowed(replace(sheets, observation=lone))
     with pytest.raises(ValueError, match='windows are cut from grids of symbols'): windowed(replace(sheets, observation=noise_like(sheets.observation)))
     with pytest.raises(ValueError, match='choose one'): PlannerRecipe(patch=8, window=True)
-    with pytest.raises(ValueError, match='features are of vectors, not of maps'): train_planner(sheets, 1, features=4, device='cpu', progress=False)
+    with pytest.raises(ValueError, match='features=4 is an option of vectors, not of maps'): train_planner(sheets, 1, features=4, device='cpu', progress=False)
     assert cut_as_asked(sheets)[0] is sheets and type(cut_as_asked(sheets)[1]) is SymbolWorld
 
 

@@ -108,6 +108,11 @@ def test_what_does_not_fit_is_refused_at_the_door(cart, agents, tmp_path):
     with pytest.raises(ValueError, match='a window takes'): train_method('latent-diffuser', reaching(), MethodRecipe(stride=10))
     with pytest.raises(ValueError, match='multiples of 4'): train_method('diffuser', cart, replace(TINY, tokens=6))
     with pytest.raises(ValueError, match='steps must be'): MethodRecipe(steps=0)
+    with pytest.raises(ValueError, match='a policy acts at every step: leave out stride=7'): train_method('policy', cart, replace(TINY, stride=7))
+    agent = agents['policy'][0].begin([0, 1, 2, 3]); agent.act_batch(np.zeros((4, 4), np.float32))
+    with pytest.raises(ValueError, match='2 observations for 4 episodes'): agent.act_batch(np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match='1 observations for 4 episodes'): agent.act(np.zeros(4, np.float32))
+    agent.keep([1, 3]); assert agent.act_batch(np.zeros((2, 4), np.float32)).shape == (2,)
     with pytest.raises(ValueError, match='beta must be a finite number'): MethodPlan(beta=float('nan'))
     def other(method, **how): return load_method(agents[method][1], **how)
     for method, how, words in [('policy', dict(candidates=4), 'no value to choose by'), ('policy', dict(execute=16), 'Ta is at most'),
@@ -155,7 +160,7 @@ def test_a_policy_reads_pictures(dots, tmp_path):
     "Eyes stand before it; the file plays the same, alone as beside others."
     recipe = MethodRecipe(steps=120, width=32, batch=32, tokens=4)
     agent = train_method('policy', dots, recipe, tmp_path, device='cpu', progress=False)
-    again = load_method(tmp_path / 'agent.safetensors')
+    again = MethodAgent.load_pretrained(agent.save(tmp_path / 'copy.safetensors'))
     first, second = (play(a, 'DotInPictures-v0', 6, whole=True, progress=False) for a in (agent, again))
     assert [r['steps'] for r in first['rows']] == [r['steps'] for r in second['rows']]
     assert first['success'] == 1 and len({r['steps'] for r in first['rows']}) > 1

@@ -183,6 +183,12 @@ def test_an_agent_remembers_where_it_wanted_to_be(rail):
     assert tried == [3, 1] and torch.equal(agent.plan.z[[0, 2], -1], far[[0, 2]]) and not torch.equal(agent.plan.z[1, -1], far[1])
     agent.keep([0, 2]); agent.act_batch(PLACES[[0, 2]])
     assert tried == [3, 1] and torch.equal(agent.plan.z[:, -1], far[[0, 2]]) and agent.plans_made == 4
+    with pytest.raises(ValueError, match='a mask of 2 episodes, got shape .1.'): agent.restart([True])
+    for rows in ([2], [-1], [[0]], [0.5], [True]):
+        with pytest.raises(ValueError, match='rows must be numbers below 2, or a mask of 2'): agent.keep(rows)
+    agent.keep([False, True]); assert agent.seeds == [3] and torch.equal(agent.plan.z[:, -1], far[2:])
+    easy = Agent(Counting(rail.world, rail.denoiser, replace(RAIL, trust=0.))).begin([1]); easy.act_batch(PLACES[:1])
+    easy.restart([True]); assert easy.remembered().isnan().all(), 'a new episode remembers nothing, however little is enough'; tried.pop()
     forgetful = Agent(Counting(rail.world, rail.denoiser, RAIL)).begin([1])
     for _ in range(2): forgetful.act_batch(PLACES[:1])
     assert tried == [3, 1, 1, 1]
@@ -356,6 +362,9 @@ def test_an_agent_doubts_what_led_it_back_to_where_it_was(rail):
     assert (wary[:, 0] == 0).any() and (wary[:, 1] == 1).all()
     agent.restart([True, False])
     assert agent.act_batch(np.array([[0., 0.9], [0.5, 0.9]]))[0] == 1, 'a new episode, no doubts'
+    with pytest.raises(AttributeError): agent.config = replace(agent.config, replan=2)  # its planner's, in one place
+    agent.planner.config = replace(agent.config, replan=2)
+    assert agent.config.replan == 2
     tried, here, says = Tried(2), torch.zeros(2, 3), torch.tensor([[0., 1.], [0., 1.]])
     assert [tried.doubted(here, says, 0.6).argmax(1).tolist() for _ in range(3)] == [[1, 1], [1, 1], [0, 0]]
     tried.keep([1])

@@ -331,6 +331,9 @@ def test_a_tracker_keeps_its_columns_whatever_a_step_says(tmp_path):
         tracker = CSVTracker(tmp_path / 'a.csv')   # the second one goes on after a kill
         for step, values in steps: tracker.log(values, step)
     assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,2\n2,3\n'
+    with (tmp_path / 'a.csv').open('a') as f: f.write('3,0.')   # killed while it wrote; steps from 1 on were not saved
+    CSVTracker(tmp_path / 'a.csv').log(dict(loss=9.), 1)
+    assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,9\n'
 
 
 def test_steps_whose_gradient_leaps_are_left_out_and_resuming_remembers_what_is_usual(tmp_path):
