@@ -599,6 +599,9 @@ class LatentPlanner:
         c, model = self.model.config, self.model
         state = check_states(state, c.state_dim)
         token, part = divmod(self.time % (self.every * c.stride), c.stride)
+        if (token or part) and len(state) != len(self.features):
+            raise ValueError(f'{len(state)} states for {len(self.features)} plans: '
+                             '`begin(seeds)` starts others')
         if token == part == 0:
             latents = model.latents.inverse(self.plan(state))
             self.features = model.vae.decoder(latents, model.tokens(state))

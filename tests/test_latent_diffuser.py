@@ -265,6 +265,8 @@ def test_bad_input_is_refused_at_the_door(model):
     with pytest.raises(ValueError, match='latents must be even and divide tokens'): LatentConfig(4, 2, tokens=16, latents=3)
     with pytest.raises(ValueError, match=r'state must be \[B, 4\]'): draw_latents(model, torch.zeros(2, 5))
     with pytest.raises(ValueError, match='candidates, M, must be an integer of at least 2'): LatentTraining(candidates=1)
+    planner = LatentPlanner(model, 0., every=2, iterations=2); planner(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match='2 states for 3 plans'): planner(torch.zeros(2, 4))
     with pytest.raises(ValueError, match='every must be an integer'): LatentPlanner(model, 1., every=9)
 
 
