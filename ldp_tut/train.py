@@ -392,7 +392,7 @@ class CSVTracker(GeneralTracker):
 
     @on_main_process
     def log(self, values: dict, step: int = None, **_):
-        new = not self.path.exists()
+        new = not (self.path.exists() and self.path.stat().st_size)
         if self.names is None:   # a run that is gone on with keeps its columns
             names = sorted({*values} - {'left_out'})
             self.names = names if new else self.up_to(step).split(',')[1:]

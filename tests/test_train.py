@@ -334,6 +334,8 @@ def test_a_tracker_keeps_its_columns_whatever_a_step_says(tmp_path):
     with (tmp_path / 'a.csv').open('a') as f: f.write('3,0.')   # killed while it wrote; steps from 1 on were not saved
     CSVTracker(tmp_path / 'a.csv').log(dict(loss=9.), 1)
     assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,9\n'
+    (tmp_path / 'b.csv').touch(); CSVTracker(tmp_path / 'b.csv').log(dict(loss=1.), 4)   # killed before it wrote a line
+    assert (tmp_path / 'b.csv').read_text() == 'step,loss\n4,1\n'
 
 
 def test_steps_whose_gradient_leaps_are_left_out_and_resuming_remembers_what_is_usual(tmp_path):
