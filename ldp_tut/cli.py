@@ -462,7 +462,7 @@ def train_by_method(a) -> dict:
 # %% ../nbs/21_command_line.ipynb #7e7a3bd4
 def _overrides(a, card):
     "Planning options that were given: those that are not the card's, nor what it leaves to the defaults."
-    return {n: v for n, v in asdict(a.planning).items() if v != getattr(planning_options(card)[1], n)}
+    return dict(sorted(asdict(a.planning).items() - asdict(planning_options(card)[1]).items()))
 
 def _load(a, **overrides):
     from ldp_tut.chain_planner import load_pretrained
