@@ -9,8 +9,8 @@ __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_
            'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss', 'PixelWorld',
            'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_ends_pay',
            'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'pays_away', 'Denoiser',
-           'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
-           'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
+           'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'pair_offsets', 'hindsight',
+           'DenoisingLoss', 'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -109,8 +109,7 @@ def read_observation(
         obs = obs['image'] if 'image' in obs else join_parts(parts)[0]
         if here and obs.shape[1] == spaces.shape[0] + here: obs = obs[:, here:]  # the data had it twice
     x, rank = torch.as_tensor(np.asarray(obs)), len(spaces.shape)
-    shape = x.shape[x.ndim - rank:]
-    check_seen(shape, spaces, goal)
+    check_seen(shape := x.shape[x.ndim - rank:], spaces, goal)
     x = x.reshape(-1, *shape)
     if spaces.view != 'vector' and (x.is_floating_point() or x.numel() and not 0 <= x.min() <= x.max() <= 255):
         raise ValueError(f'pictures are bytes (integers from 0 to 255), got {x.dtype}: as the data were, not scaled')
@@ -417,8 +416,7 @@ class Rewards:
         low, high = float(data.reward.min()), float(data.reward.max())
         ends = data.action_start + data.length - 1
         if high <= 0 and low == high:
-            raise ValueError(f'every reward in these data is {low:g}: nothing in them pays, '
-                             'so nothing can be planned for')
+            raise ValueError(f'every reward in these data is {low:g}: nothing in them pays, so nothing can be planned for')
         before = float(np.delete(data.reward, ends).max(initial=low))
         floor = 0. if high > 0 else before
         if before <= 0 and (data.terminated & (data.reward[ends] > floor)).any(): return cls('end', floor)
@@ -441,7 +439,6 @@ def pays_away(reward) -> float:
     "What a step pays away from its goal: 0; or the lower of two rewards, where neither is more."
     two = np.unique(reward)
     return float(two[0]) if len(two) == 2 and two[1] <= 0 else 0.
-
 
 # %% ../nbs/12b_worlds.ipynb #95cec8d4
 class Denoiser(Protocol):
@@ -534,7 +531,7 @@ def token_batches(
         H = 2 if step % 4 == 0 else min(tokens, longest + 1)
         B = size * (3 if H == 2 else 1)
         episode, start = windows.draw(B, generator)
-        offsets = random_offsets(B, H, longest, generator)
+        offsets = pair_offsets(B, longest, generator) if H == 2 else random_offsets(B, H, longest, generator)
         t = windows.tokens(episode, start, offsets)
         goal = hindsight(windows, t, rewards, generator) if rewards.kind == 'goal' else np.zeros((B, 0), np.float32)
         if final is not None: t['final'] = final[episode][:, None]
@@ -543,6 +540,12 @@ def token_batches(
                     reward=tensor(rewards.of_tokens(t, goal)), action=tensor(t['action']),
                     termination=tensor(t['terminated']).float(), valid=tensor(t['valid']).float())
     return make
+
+def pair_offsets(B: int, longest: int, generator: torch.Generator) -> np.ndarray:
+    "Now and one later moment, int [B, 2]: one in two near rather than far, the others anywhere up to `longest`."
+    u, half = torch.rand(2, B, generator=generator)
+    t = torch.where(half < 0.5, u * longest + 1, torch.exp(u * np.log(longest + 1))).long().clamp(1, longest)
+    return torch.stack([torch.zeros_like(t), t], 1).numpy()
 
 def hindsight(windows, t, rewards, generator):
     "Goals [B, G]: six in ten near a token of the window, the others where any episode happened to be."
@@ -625,8 +628,7 @@ def play(
     those before. Elsewhere it succeeds when it is first rewarded, and is over then, unless it is played whole."""
     if isinstance(env, gym.Env): raise ValueError(f'{env} cannot be copied: give its id, or a function that makes it')
     make = env if callable(env) else partial(make_any, env)
-    pays = getattr(agent, 'card', {}).get('rewards', {})
-    pays = pays | dict(kind=kind or pays.get('kind', 'goal'))
+    pays = dict(kind='goal') | getattr(agent, 'card', {}).get('rewards', {}) | (dict(kind=kind) if kind else {})
     if most is not None: check_count(most, 'most')
     rows, began, quiet = [], time.perf_counter(), None if progress else True
     with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=quiet) as bar:

@@ -11,7 +11,8 @@ from ldp_tut.methods import MethodAgent, MethodRecipe, train_method
 from ldp_tut.planner import FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
 from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, check_data, select
 from ldp_tut.store import StoreError, TrajectoryStore, from_folder
-from ldp_tut.worlds import Rewards, Spaces, Windows, check_environment, play, read_observation, token_batches
+from ldp_tut.worlds import (
+    Rewards, Spaces, Windows, check_environment, pair_offsets, play, read_observation, token_batches)
 
 rng = np.random.default_rng(0)
 SHORT = dict(steps=2, world_steps=2, width=32, depth=1, progress=False, device='cpu')
@@ -91,6 +92,15 @@ def test_ends_that_pay_better_than_steps_are_what_is_planned_for():
     assert Rewards.of(pole).kind == 'step'
     lost = Trajectories.from_episodes([episode(9, reward=[0] * 8 + [1], terminated=False)], 2)
     with pytest.raises(ValueError, match='ended well as terminated'): Rewards.of(lost)
+
+
+def test_pairs_of_moments_reach_as_far_as_any_question_of_where():
+    for longest in (1, 2, 60):
+        t = pair_offsets(4000, longest, torch.Generator().manual_seed(0))
+        assert t.shape == (4000, 2) and (t[:, 0] == 0).all()
+        assert t[:, 1].min() == 1 and t[:, 1].max() == longest
+    assert (t[:, 1] > 0.75 * longest).mean() > 0.1 and (t[:, 1] < 0.1 * longest).mean() > 0.2
+    assert np.array_equal(t, pair_offsets(4000, longest, torch.Generator().manual_seed(0)))
 
 
 class Swing(gym.Env):

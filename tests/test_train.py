@@ -348,3 +348,14 @@ def test_steps_whose_gradient_leaps_are_left_out_and_resuming_remembers_what_is_
     again = fit(net(), loss, leaps, how, tmp_path / 'b.safetensors', **QUIET)
     assert [h['loss'] for h in again.history] == [h['loss'] for h in run.history[50:]]
     with pytest.raises(ValueError, match='leap'): TrainConfig(leap=-1.)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_one_changed_bit_is_refused(tmp_path, dtype):
+    tensors = dict(w=torch.ones(5, 4, dtype=dtype), scalar=torch.ones((), dtype=dtype), none=torch.ones(0, dtype=dtype))
+    path = save_checkpoint(tmp_path / 'a.safetensors', tensors, dict(kind='demo'))
+    assert load_checkpoint(path)[1] == dict(kind='demo')
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match='not those that were written'): load_checkpoint(path)
