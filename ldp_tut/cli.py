@@ -14,10 +14,10 @@ __all__ = ['Options', 'Switch', 'Method', 'only_one', 'COMMANDS', 'OF_ROOMS', 'C
 
 # %% ../nbs/21_command_line.ipynb #ef71163f
 import json
-import os
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Generic, Literal, TypeVar, Union
@@ -25,7 +25,7 @@ from typing import Annotated, Generic, Literal, TypeVar, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Suppress, subcommand
 
-from .reports import KEYS, as_json, claim_holds, last_loss, summary, tell, worth_a_film
+from .reports import KEYS, as_json, claim_holds, finite, last_loss, say, summary, tell, worth_a_film
 
 # %% ../nbs/21_command_line.ipynb #7ca02ad5
 Options = TypeVar('Options')  # a configuration whose fields are options, too
@@ -316,10 +316,11 @@ def run_collect(a) -> dict:
     from ldp_tut.store import TrajectoryStore
     store, began = TrajectoryStore(a.out), time.perf_counter()
     _writable(a.out)
-    if store.shards(): store.cards()
-    policy = a.policy or usual_policy(a.env)
-    data = collect(a.env, policy, a.episodes, a.seed, not a.json, steps=a.steps)
+    have, policy = store.cards() if store.shards() else [], a.policy or usual_policy(a.env)
     about = dict(env_id=a.env, policy=policy, seed=a.seed)
+    if any(about.items() <= card.items() for card in have):
+        raise ValueError(f'{a.out} has episodes of this policy and seed already: choose another --seed, or --out')
+    data = collect(a.env, policy, a.episodes, a.seed, not a.json, steps=a.steps)
     shard, seconds = store.append(data, about), time.perf_counter() - began
     speed = round(float(data.length.sum()) / seconds)
     return dict(env=a.env, policy=policy, seed=a.seed, **summary(data),
@@ -368,7 +369,7 @@ def data_for(a, out) -> tuple:
     "The data a recipe speaks of, read or played, and the id of their environment, if anybody says."
     from ldp_tut.data import as_frames, collect
     from ldp_tut.records import Episodes
-    from ldp_tut.rooms import in_pixels
+    from ldp_tut.rooms import check_pictures, in_pixels
     from ldp_tut.store import TrajectoryStore, load_data
     r = a.recipe
     if a.data:
@@ -376,7 +377,9 @@ def data_for(a, out) -> tuple:
         if played: raise ValueError(f'with --data nothing is played: leave out {played}')
         data, env_id = load_data(a.data)
         return data, a.env or env_id
-    steps = 0 if r.episodes else r.data_steps
+    if not (steps := 0 if r.episodes else r.data_steps) and not r.episodes:
+        raise ValueError('--data-steps 0 plays nothing: give a number of steps, or of --episodes')
+    check_pictures(a.env)
     about = dict(env_id=a.env, policy=r.policy or usual_policy(a.env), seed=a.seed,
                  episodes_asked=r.episodes, steps_asked=steps, walk=r.walk, spare=r.spare,
                  patch=(patch := getattr(r, 'patch', None)))
@@ -443,13 +446,13 @@ def train_any(a) -> dict:
 # %% ../nbs/21_command_line.ipynb #m10e9509
 def train_by_method(a) -> dict:
     "A cloned policy, or a planner of whole plans, from its data alone."
-    from ldp_tut.methods import MethodRecipe, save_method, train_method
+    from ldp_tut.methods import MethodRecipe, check_recipe, save_method, train_method
     from ldp_tut.checkpoints import commit_of_package
     from ldp_tut.train import pick_device
     r, device = a.recipe, str(pick_device(a.device))
     _check_method(a), _check_wishes(a)
     recipe = {f.name: getattr(r, f.name) for f in fields(MethodRecipe)}
-    recipe = MethodRecipe(**recipe)  # its checks are made before anything is played
+    check_recipe(a.method, recipe := MethodRecipe(**recipe))  # before anything is played
     out, data, _, _, env_id = world_and_data(a)
     agent = train_method(a.method, data, recipe, out, a.seed, a.device, not a.json)
     asked = dict(env=a.env, data=a.data, method=a.method, seed=a.seed)
@@ -492,7 +495,9 @@ def load_any(a, path, card) -> tuple:
     "The agent of any world, its spaces, and the device that it acts on."
     from ldp_tut.methods import load_method
     from ldp_tut.planner import load_agent
+    from ldp_tut.train import pick_device
     how = _overrides(a, card)
+    pick_device(a.device)  # or an error; methods act on the CPU
     if is_method(card): return (agent := load_method(path, **how)), agent.spaces, 'cpu'
     agent = load_agent(path, a.device, **how)
     device = next(agent.planner.denoiser.parameters()).device
@@ -621,7 +626,7 @@ def eval_any(a, path, card) -> dict:
     agent, report = measure_any(a, path, card)
     if not a.record: return report
     keep = ('env', 'episodes', 'seed', 'predicted_reward', 'executed_reward', 'mean_steps', *CLAIMS, *OF_ROOMS)
-    agent.card = agent.card | dict(metrics={k: report[k] for k in keep if k in report} | dict(most=a.most))
+    agent.card = agent.card | dict(metrics=finite({k: report[k] for k in keep if k in report}) | dict(most=a.most))
     (save_method if is_method(card) else save_agent)(a.checkpoint, agent)
     return report
 
@@ -631,15 +636,13 @@ def check_any(a, path, card) -> dict:
     Fewer than were claimed are compared as if they were a sample of them."""
     own = _only_the_cards_rooms(a, card)
     n = min(a.episodes, own['episodes'])
-    asked = type(a)(**{**_shallow(a), **dict(env=own['env'], seed=own['seed'], episodes=n, most=own['most'])})
+    asked = replace(a, env=own['env'], seed=own['seed'], episodes=n, most=own['most'])
     _, report = measure_any(asked, path, card)
     claims = [k for k in (*CLAIMS, 'steps_over_optimum') if k in own]
     told = dict(env=own['env'], episodes=n, seed=own['seed'], claimed={k: own[k] for k in claims},
                 measured={k: report[k] for k in claims}, holds=claim_holds(own, report))
     _check_holds(told)
     return told | {k: report[k] for k in ('denoiser', 'device', 'checkpoint')}
-
-def _shallow(a): return {f.name: getattr(a, f.name) for f in fields(a)}
 
 # %% ../nbs/21_command_line.ipynb #964a4d44
 def run_bench(a) -> dict:
@@ -670,14 +673,6 @@ def run_bench(a) -> dict:
                 training_tokens_per_second=rate)
 
 # %% ../nbs/21_command_line.ipynb #63a60b57
-def _print(text) -> int:
-    "Print; in `ldp-tut plan | head -1` nobody may read it, which is no error."
-    try: print(text, flush=True)
-    except BrokenPipeError:  # Python flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
-
 def _complain(argv, text):
     print(' '.join(['ldp-tut', *argv[:1]]) + f': {text}', file=sys.stderr)
 
@@ -690,11 +685,12 @@ def main(
     try:
         a = read_command(argv)
         _check_numbers(a)
-        report = globals()[f'run_{argv[0]}'](a)
+        with redirect_stdout(sys.stderr) if a.json else nullcontext():  # some worlds print
+            report = globals()[f'run_{argv[0]}'](a)
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         _complain(argv, e)
         return 1
     except KeyboardInterrupt:
         _complain(argv, 'stopped; what was saved can be resumed with the same command')
         return 130
-    return _print((as_json if a.json else tell)(argv[0], report))
+    return say((as_json if a.json else tell)(argv[0], report))

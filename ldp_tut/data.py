@@ -360,7 +360,7 @@ def make_any(env_id, **make):
     if env_id.startswith(('MiniGrid-', 'PointMaze_', 'ldp_tut/')) or env_id in CLASSIC: return make_env(env_id, **make)
     if ':' in env_id and '' not in sys.path: sys.path.insert(0, '')  # modules of this folder, as for `python -m`
     try: return gym.make(env_id, disable_env_checker=True, **make)
-    except gym.error.Error as e: raise ValueError(f'{env_id!r} cannot be made: {e}') from e
+    except Exception as e: raise ValueError(f'{env_id!r} cannot be made: {type(e).__name__}: {e}') from e
 
 def environments(env, make):
     "Copies of an environment behind one `step`; one that is there already cannot be copied."

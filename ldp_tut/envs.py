@@ -88,7 +88,8 @@ def check_rules(env: gym.Env, env_id: str):
         raise ValueError(f'{env_id!r} is not a MiniGrid environment: it has no rooms to read')
     if type(env.unwrapped).step is not MiniGridEnv.step and 'KeyCorridor' not in env_id:
         own = type(env.unwrapped).__name__
-        raise ValueError(f'{env_id} has rules of its own ({own}.step) that the twin does not know')
+        raise ValueError(f'{env_id} has rules of its own ({own}.step) that the twin does not know (a learned denoiser '
+                         'needs no twin: --denoiser field)')
 
 def _check_enough(found, rooms, tried, env_id, one_in, aside):
     if len(found) < rooms:

@@ -573,6 +573,11 @@ class LatentPlanner:
         self.time, self.seeds = 0, check_seeds(list(seeds), len(seeds))
         return self
 
+    def restart(self, ended):
+        "New episodes in some rows; all plan again, with the next call."
+        steps = self.every * self.model.config.stride
+        self.time = -(-self.time // steps) * steps
+
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
         if self.seeds: self.seeds = [self.seeds[r] for r in rows]

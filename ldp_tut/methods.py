@@ -6,9 +6,9 @@ Docs: https://ldp-tut.github.io/ldp_tut/methods.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'MAKERS', 'DRIVERS', 'check_method', 'shows_pictures', 'check_shown', 'with_goals', 'MethodRecipe',
-           'stride_for', 'MethodPlan', 'make_policy', 'make_latent_diffuser', 'ScoredDiffuser', 'fit_returns',
-           'make_diffuser', 'Ahead', 'PolicyAhead', 'PlansAhead', 'MethodAgent', 'train_method', 'save_method',
-           'load_method']
+           'stride_for', 'MethodPlan', 'check_recipe', 'make_policy', 'make_latent_diffuser', 'ScoredDiffuser',
+           'fit_returns', 'make_diffuser', 'Ahead', 'PolicyAhead', 'PlansAhead', 'MethodAgent', 'train_method',
+           'save_method', 'load_method']
 
 # %% ../nbs/20b_methods.ipynb #m0000005
 import time
@@ -28,7 +28,7 @@ from .diffuser import Diffuser, DiffuserConfig, Plans, choose, plan, train_diffu
 from .latent_diffuser import (LatentConfig, LatentDiffuser, LatentPlanner, LatentTraining, Segments, check_beta,
                                      check_paid, train_latent_diffuser)
 from .policy import DiffusionPolicy, PolicyConfig, train_policy
-from .records import Trajectories, check_data, which_rows
+from .records import Trajectories, check_data, which_ended, which_rows
 from .sight import SeeingPolicy, SightConfig, train_seeing
 from .train import TrainConfig, fingerprint, fit, weights_from
 from .worlds import Rewards, Spaces, bounded, read_observation
@@ -103,18 +103,52 @@ class MethodPlan:
         check_beta(self.beta)
 
 # %% ../nbs/20b_methods.ipynb #m0000014
+def _policy_config(recipe, S=1, A=1):
+    tokens = recipe.tokens or 16
+    if recipe.stride not in (None, 1):
+        raise ValueError('a policy acts at every step: '
+                         f'leave out stride={recipe.stride}')
+    check_count(tokens, 'tokens of a policy', 2)
+    return PolicyConfig(S, A, Tp=tokens, Ta=min(8, tokens - 1), net='perceptron',
+                        width=recipe.width or 256)
+
+def _latent_config(recipe, S=1, A=1, stride=1):
+    tokens = recipe.tokens or 8
+    if tokens % 2:
+        raise ValueError('latents must be even and divide tokens: choose an even '
+                         f'number of tokens, got {tokens}')
+    half = range(2, tokens // 2 + 1, 2)
+    latents = max((n for n in half if tokens % n == 0), default=2)
+    return LatentConfig(S, A, stride, tokens, latents=latents,
+                        width=recipe.width or 64)
+
+def _diffuser_config(recipe, S=1, A=1, stride=1):
+    if (recipe.tokens or 16) % 2:
+        raise ValueError('diffuser joins tokens two by two: choose an even number of '
+                         f'tokens, got {recipe.tokens}')
+    return DiffuserConfig(S, A, stride, width=recipe.width or 32)
+
+def check_recipe(method: str, recipe: MethodRecipe):
+    "Raise `ValueError` for what no data could make right, before any are played."
+    check_choice(method, dict.fromkeys(METHODS), 'method')
+    {'policy': _policy_config, 'diffuser': _diffuser_config,
+     'latent-diffuser': _latent_config}[method](recipe)
+
+def _stride(recipe, data, tokens):
+    longest = int(data.length.max())
+    if recipe.stride and recipe.stride > longest:
+        raise ValueError(f'stride={recipe.stride} steps to the next token, but no '
+                         f'episode has more than {longest}: choose less')
+    return recipe.stride or stride_for(data, tokens)
+
 def _run(out, name): return None if out is None else Path(out) / f'{name}.safetensors'
 
 def make_policy(data, recipe, out, seed, device, progress) -> tuple:
     "A `DiffusionPolicy` of these data, and how it acts."
-    if recipe.stride not in (None, 1):
-        raise ValueError('a policy acts at every step: '
-                         f'leave out stride={recipe.stride}')
-    shape, tokens = data.observation.shape[1:], recipe.tokens or 16
+    shape = data.observation.shape[1:]
     sight = SightConfig(shape) if shows_pictures(data) else None
-    config = PolicyConfig(2 * sight.keypoints if sight else shape[0], data.action_dims,
-                          Tp=tokens, Ta=min(8, tokens - 1), net='perceptron',
-                          width=recipe.width or 256)
+    config = _policy_config(recipe, 2 * sight.keypoints if sight else shape[0],
+                            data.action_dims)
     steps = recipe.steps or (4000 if sight else 2000)
     how = TrainConfig(steps=steps, lr=1e-3, ema=.998 if sight else .995, seed=seed,
                       warmup=min(100, steps))
@@ -128,14 +162,8 @@ def make_policy(data, recipe, out, seed, device, progress) -> tuple:
 def make_latent_diffuser(data, recipe, out, seed, device, progress) -> tuple:
     "A `LatentDiffuser` of these data, and how it acts."
     tokens, steps = recipe.tokens or 8, recipe.steps or 400
-    if tokens % 2:
-        raise ValueError('latents must be even and divide tokens: choose an even '
-                         f'number of tokens, got {tokens}')
-    stride = recipe.stride or stride_for(data, tokens)
-    half = range(2, tokens // 2 + 1, 2)
-    latents = max((n for n in half if tokens % n == 0), default=2)
-    config = LatentConfig(data.observation.shape[1], data.action_dims, stride, tokens,
-                          latents=latents, width=recipe.width or 64)
+    stride = _stride(recipe, data, tokens)
+    config = _latent_config(recipe, data.observation.shape[1], data.action_dims, stride)
     how = LatentTraining(vae=steps, prior=steps, value=2 * steps, energy=2 * steps,
                          batch=recipe.batch, seed=seed)
     model = train_latent_diffuser(data, config, how, progress, out)
@@ -174,9 +202,9 @@ def fit_returns(model, segments, steps, seed, path, progress):
 def make_diffuser(data, recipe, out, seed, device, progress) -> tuple:
     "A `ScoredDiffuser` of these data, and how it acts."
     tokens = recipe.tokens or 16
-    stride = recipe.stride or stride_for(data, tokens)
+    stride = _stride(recipe, data, tokens)
     S, A, steps = data.observation.shape[1], data.action_dims, recipe.steps or 2000
-    config = DiffuserConfig(S, A, stride, width=recipe.width or 32)
+    config = _diffuser_config(recipe, S, A, stride)
     segments = Segments(data, LatentConfig(S, A, stride, tokens, latents=2))
     how = TrainConfig(steps=steps, lr=2e-3, ema=.998, seed=seed, warmup=min(100, steps))
     model = train_diffuser(Slices(data, stride, absorb=True), config, (tokens, tokens),
@@ -195,17 +223,24 @@ class Ahead:
     def begin(self, seeds):
         "New episodes, each with a seed of its own."
         self.seeds, self.time, self.seen, self.queue = list(seeds), 0, [], []
+        self.new = torch.ones(len(self.seeds), dtype=torch.bool)
         return self
+
+    def restart(self, ended: torch.Tensor):  # bool [B]
+        "New episodes in some rows: forget what was seen there, and plan again."
+        self.new, self.queue = self.new | ended, []
 
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
-        self.seeds = [self.seeds[r] for r in rows]
+        self.seeds, self.new = [self.seeds[r] for r in rows], self.new[rows]
         self.seen, self.queue = ([x[rows] for x in part]
                                  for part in (self.seen, self.queue))
 
     def __call__(self, state: torch.Tensor) -> torch.Tensor:  # [B, S] -> [B, A]
-        self.seen = [*(self.seen or [state] * self.past)[1 - self.past:], state]
-        self.seen = self.seen[-self.past:]
+        new = self.new.view(-1, *[1] * (state.ndim - 1))
+        before = self.seen[1:] + [state] if self.seen else [state] * self.past
+        self.seen = [torch.where(new, state, x) for x in before]
+        self.new = torch.zeros_like(self.new)
         if not self.queue:
             seeds = [(s * 10_007 + self.time) % 2**40 for s in self.seeds]
             self.queue = list(self.propose(torch.stack(self.seen, 1), seeds).unbind(1))
@@ -277,7 +312,7 @@ class MethodAgent:
 
     def reset(self, seed: int = 0) -> 'MethodAgent':
         "Forget the last plan. The same seed and observations give the same actions."
-        self.seed, self.begun = int(seed), False
+        self.seed, self.begun, self.count = int(seed), False, None
         return self
 
     def begin(self, seeds) -> 'MethodAgent':
@@ -291,6 +326,10 @@ class MethodAgent:
         rows = which_rows(rows, self.count)
         self.count = len(rows)
         if rows: self.driver.keep(rows)
+
+    def restart(self, ended):
+        "A new episode has begun in rows `ended`, bool [B]; all rows plan again."
+        self.driver.restart(torch.from_numpy(which_ended(ended, self.count)))
 
     def act(self, obs):
         """The next action: an integer, or an array [A]; `reset` first in each episode.
@@ -341,7 +380,7 @@ def train_method(
     Raises `ValueError`, before any training, for data that do not fit the method. A run
     in `out` is gone on with by the same data and recipe alone: `CheckpointError` names
     what differs."""
-    check_method(method, data), check_count(seed, 'seed', 0)
+    check_recipe(method, recipe), check_method(method, data), check_count(seed, 'seed', 0)
     began, flat = time.perf_counter(), with_goals(data)
     model, how = MAKERS[method](flat, recipe, out, seed, device, progress)
     try: rewards = asdict(Rewards.of(data))

@@ -32,7 +32,7 @@ from .field import FieldConfig, FieldDenoiser, field_parts, growing
 from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
 from .maps import PatchWorld, SymbolWorld, WindowWorld, as_read_by, cpu_precision, cut_as_asked
-from .records import which_rows
+from .records import which_ended, which_rows
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
                             VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
@@ -491,10 +491,8 @@ class Agent:
 
     def restart(self, ended):
         "A new episode has begun in rows `ended`, bool [B]: forget their goals, plan again."
-        ended = torch.as_tensor(np.asarray(ended)).bool()
         if self.seeds is None: return
-        if ended.shape != (len(self.seeds),):
-            raise ValueError(f'ended must be a mask of {len(self.seeds)} episodes, got shape {list(ended.shape)}')
+        ended = torch.from_numpy(which_ended(ended, len(self.seeds)))
         if self.plan is None or not ended.any(): return
         self.tried.forget(ended)
         ended = ended.to(self.plan.reward.device)
@@ -505,7 +503,7 @@ class Agent:
 
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
-        rows = which_rows(rows, len(self.seeds))
+        rows = which_rows(rows, self.seeds and len(self.seeds))
         self.seeds = [self.seeds[r] for r in rows]
         self.tried.keep(rows)
         if self.plan is not None: self.plan = self.plan.of_rows(rows)

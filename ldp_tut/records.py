@@ -7,8 +7,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/records.html.md"""
 # %% auto #0
 __all__ = ['FIELDS', 'Episodes', 'check_room_lengths', 'check_amounts', 'check_positive', 'as_numbers', 'as_actions',
            'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_apart', 'which_rows',
-           'check_padded', 'check_alike', 'check_data', 'check_rooms', 'check_rows', 'goal_radius', 'check_view',
-           'check_shards', 'check_sliceable', 'check_episodes', 'checked_rows', 'spread', 'check_scales',
+           'which_ended', 'check_padded', 'check_alike', 'check_data', 'check_rooms', 'check_rows', 'goal_radius',
+           'check_view', 'check_shards', 'check_sliceable', 'check_episodes', 'checked_rows', 'spread', 'check_scales',
            'observation_reader', 'action_reader', 'is_picture', 'check_parts', 'vector_reader', 'join_parts',
            'without_double', 'taken', 'check_actions', 'place_values', 'cells_in', 'as_agents_see', 'flat_box', 'Tape',
            'Player']
@@ -248,12 +248,20 @@ def check_apart(envs):
 
 def which_rows(rows, count: int) -> list:
     "Numbers of rows of a batch, from numbers or from a mask; `ValueError` for what is neither."
+    if count is None: raise ValueError('no episode has begun: `begin(seeds)` first')
     rows = np.asarray(rows)
     if rows.dtype == bool and rows.shape == (count,): return np.flatnonzero(rows).tolist()
     if not rows.size: return []
     if rows.ndim != 1 or rows.dtype.kind not in 'iu' or rows.min() < 0 or rows.max() >= count:
         raise ValueError(f'rows must be numbers below {count}, or a mask of {count}, got {rows.tolist()}')
     return rows.tolist()
+
+def which_ended(ended, count: int) -> np.ndarray:
+    "A mask of the episodes of a batch, bool [count]; `ValueError` for any other shape."
+    if count is None: raise ValueError('no episode has begun: `begin(seeds)` first')
+    ended = np.asarray(ended).astype(bool)
+    if ended.shape == (count,): return ended
+    raise ValueError(f'ended must be a mask of {count} episodes, got shape {list(ended.shape)}')
 
 def check_padded(observation, action, length):
     "Do the lengths fit into the padded arrays?"

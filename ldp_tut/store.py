@@ -381,6 +381,7 @@ def from_folder(
     files = check_files(path, sorted(Path(path).glob('*.npz')))
     parts = [read_episode(f) for f in files]
     check_one_kind(files, parts)
+    if actions < 0: raise ValueError(f'actions={actions} is how many there are: give a positive number')
     actions = count_actions(path, parts, actions)
     keys = ('observation', 'goal', 'action', 'reward', 'terminated')
     return from_rows(str(path), ([p.get(k) for k in keys] for p in parts), actions)
@@ -438,6 +439,9 @@ def read_episode(file):
         with np.load(file, allow_pickle=False) as f: parts = {k: f[k] for k in f.files}
     except (*UNREADABLE, TypeError) as e:   # one array is no context to be in
         raise ValueError(f'{file} cannot be read ({e}): is it a .npz file of plain arrays?') from e
+    if odd := sorted({'desired_goal', 'achieved_goal'} & set(parts)):
+        raise ValueError(f'{file} has {" and ".join(odd)}: call the goal of each step `goal`, and put what is compared '
+                         'with it first in `observation`')
     missing = [k for k in NEEDED if k not in parts]
     if missing: raise ValueError(f'{file} has the keys {sorted(parts)}, and {", ".join(missing)} is missing: '
                                  f'an episode needs {", ".join(NEEDED)}')
@@ -448,6 +452,9 @@ def read_episode(file):
     if not len(parts['reward']): raise ValueError(f'{file} has no steps: leave it out')
     try: parts['observation'] = as_numbers(parts['observation'])
     except ValueError as e: raise ValueError(f'observation in {file}: {e}') from None
+    ended = parts['terminated']
+    if ended.dtype.kind not in 'biuf' or not np.isin(ended, (0, 1)).all():
+        raise ValueError(f'terminated in {file} must be true or false (1 or 0), got {ended.tolist()!r:.60}')
     if not parts['terminated'].ndim:  # of the whole episode
         T = len(parts['action'])
         parts['terminated'] = (np.arange(T) == T - 1) & bool(parts['terminated'])

@@ -276,7 +276,7 @@ def _where(step, path, saved):
 def _sources(config, step, accelerator):
     """Two generators, for batches (CPU) and for noise (device), that depend on the
     seed, the step and the process alone."""
-    seed = (config.seed * 1_000_003 + step) * 64 + accelerator.process_index
+    seed = ((config.seed * 1_000_003 + step) * 64 + accelerator.process_index) % 2**63
     return (torch.Generator().manual_seed(seed),
             torch.Generator(accelerator.device).manual_seed(seed + 32))
 

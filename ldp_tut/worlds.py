@@ -9,8 +9,8 @@ __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_
            'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss', 'PixelWorld',
            'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_ends_pay',
            'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'pays_away', 'Denoiser',
-           'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'pair_offsets', 'hindsight',
-           'DenoisingLoss', 'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
+           'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
+           'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -415,6 +415,9 @@ class Rewards:
         if data.goal is not None: return cls('goal', away, 1., radius or goal_radius(data, away))
         low, high = float(data.reward.min()), float(data.reward.max())
         ends = data.action_start + data.length - 1
+        good = data.terminated & (data.reward[ends] >= high)
+        if high < 0 and good.any():  # every step costs: what ends an episode as cheaply as any step saves the rest
+            return cls('end', float(data.reward[data.reward < high].max(initial=high - 1)))
         if high <= 0 and low == high:
             raise ValueError(f'every reward in these data is {low:g}: nothing in them pays, so nothing can be planned for')
         before = float(np.delete(data.reward, ends).max(initial=low))
@@ -531,7 +534,7 @@ def token_batches(
         H = 2 if step % 4 == 0 else min(tokens, longest + 1)
         B = size * (3 if H == 2 else 1)
         episode, start = windows.draw(B, generator)
-        offsets = pair_offsets(B, longest, generator) if H == 2 else random_offsets(B, H, longest, generator)
+        offsets = random_offsets(B, H, longest, generator)
         t = windows.tokens(episode, start, offsets)
         goal = hindsight(windows, t, rewards, generator) if rewards.kind == 'goal' else np.zeros((B, 0), np.float32)
         if final is not None: t['final'] = final[episode][:, None]
@@ -540,12 +543,6 @@ def token_batches(
                     reward=tensor(rewards.of_tokens(t, goal)), action=tensor(t['action']),
                     termination=tensor(t['terminated']).float(), valid=tensor(t['valid']).float())
     return make
-
-def pair_offsets(B: int, longest: int, generator: torch.Generator) -> np.ndarray:
-    "Now and one later moment, int [B, 2]: one in two near rather than far, the others anywhere up to `longest`."
-    u, half = torch.rand(2, B, generator=generator)
-    t = torch.where(half < 0.5, u * longest + 1, torch.exp(u * np.log(longest + 1))).long().clamp(1, longest)
-    return torch.stack([torch.zeros_like(t), t], 1).numpy()
 
 def hindsight(windows, t, rewards, generator):
     "Goals [B, G]: six in ten near a token of the window, the others where any episode happened to be."
@@ -663,7 +660,7 @@ def play_batch(agent, make, seeds, most, bar, pays, whole=False):
                 row |= dict(predicted=float(plan.reward[i]), promised=round(float(plan.times[i, plan.at[i]])))
             obs[j], reward, ended, cut, _ = envs[j].step(action)
             trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
-            if reward > pay and row['first'] is None: row['first'] = row['steps']
+            if row['first'] is None and reward > pay and (ended or kind != 'end'): row['first'] = row['steps']
             won = kind != 'step' and row['first'] is not None and not whole
             over = ended or cut or won or row['steps'] >= (most or NO_LIMIT)
             if over: bar.update(1); row['ended'] = bool(ended)
@@ -682,6 +679,7 @@ def executed(row, rewards, kind, low=0., high=1., radius=0.):
     "What became of the first plan's promise: rewarded at all; or, where every step pays, at the promised step."
     if kind != 'step': return dict(success=row['first'] is not None, executed=float(row['first'] is not None))
     promised, good = row['promised'] or len(rewards), row['ended'] and rewards[-1] > max(rewards[:-1], default=np.inf)
+    if not row['ended']: promised = min(promised, len(rewards))  # cut off before: what was seen last counts
     paid = (rewards[promised - 1] - low) / max(high - low, 1e-9) if len(rewards) >= promised else good
     return dict(success=good or not row['ended'], executed=float(np.clip(paid, 0, 1)))
 

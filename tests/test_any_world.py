@@ -12,7 +12,7 @@ from ldp_tut.planner import FarFuturePlanner, PlanConfig, load_agent, save_agent
 from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, check_data, select
 from ldp_tut.store import StoreError, TrajectoryStore, from_folder
 from ldp_tut.worlds import (
-    Rewards, Spaces, Windows, check_environment, pair_offsets, play, read_observation, token_batches)
+    Rewards, Spaces, Windows, check_environment, executed, play, read_observation, token_batches)
 
 rng = np.random.default_rng(0)
 SHORT = dict(steps=2, world_steps=2, width=32, depth=1, progress=False, device='cpu')
@@ -94,13 +94,28 @@ def test_ends_that_pay_better_than_steps_are_what_is_planned_for():
     with pytest.raises(ValueError, match='ended well as terminated'): Rewards.of(lost)
 
 
-def test_pairs_of_moments_reach_as_far_as_any_question_of_where():
-    for longest in (1, 2, 60):
-        t = pair_offsets(4000, longest, torch.Generator().manual_seed(0))
-        assert t.shape == (4000, 2) and (t[:, 0] == 0).all()
-        assert t[:, 1].min() == 1 and t[:, 1].max() == longest
-    assert (t[:, 1] > 0.75 * longest).mean() > 0.1 and (t[:, 1] < 0.1 * longest).mean() > 0.2
-    assert np.array_equal(t, pair_offsets(4000, longest, torch.Generator().manual_seed(0)))
+def test_where_every_step_costs_an_end_as_cheap_as_a_step_is_what_is_planned_for():
+    "Walks along a line: each step costs 1, falling off 10, and the environment ends the walk at the goal or at the edge."
+    home, fall, cut = (episode(6, reward=[-1] * 5 + [last], terminated=end) for last, end in ((-1, True), (-10, True), (-1, False)))
+    data = Trajectories.from_episodes([home, fall, cut, home], 2)
+    costs = Rewards.of(data)
+    assert costs.kind == 'end' and -10 < costs.low < -1
+    t = Windows(data, absorb=True).tokens(torch.arange(4), torch.zeros(4, dtype=torch.long), np.array([[0, 3, 6]] * 4))
+    final = data.reward[data.action_start + data.length - 1]
+    assert costs.of_tokens(t | dict(final=final[:, None])).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    same = Rewards.of(Trajectories.from_episodes([home, cut], 2))   # MountainCar's: nothing but -1
+    assert same.kind == 'end' and same.low < -1
+    with pytest.raises(ValueError, match='nothing in them pays'): Rewards.of(Trajectories.from_episodes([cut, cut], 2))
+    lucky = play(Always(1, kind='end', low=-2.), Costly, 2, whole=True, progress=False)
+    assert lucky['success'] == 1 and lucky['first_reward'] == 5 and lucky['mean_return'] == -5
+    assert play(Always(0, kind='end', low=-2.), Costly, 2, whole=True, progress=False)['success'] == 0
+
+
+def test_a_promise_beyond_the_last_step_that_was_played_is_not_broken():
+    row = dict(promised=40, ended=False, first=1)
+    assert executed(row, [1.] * 8, 'step') == dict(success=True, executed=1.)
+    assert executed(row | dict(ended=True), [1.] * 8, 'step') == dict(success=False, executed=0.)
+    assert executed(row | dict(promised=3), [1., 1., 0., 1.], 'step')['executed'] == 0.
 
 
 class Swing(gym.Env):
@@ -114,6 +129,13 @@ class Swing(gym.Env):
         self.t, self.up = self.t + 1, self.up + action
         over = self.up >= 5
         return np.full(1, self.up / 10, np.float32), float(over) - 1, bool(over), self.t >= 20, {}
+
+
+class Costly(Swing):
+    "The same, and its last step costs, too."
+    def step(self, action):
+        obs, _, over, cut, info = super().step(action)
+        return obs, -1., over, cut, info
 
 
 class Always:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -255,6 +256,30 @@ def test_a_planner_of_any_world_is_known_by_its_card(cart, capsys):
     assert main(f'plan --checkpoint {cart}/agent.safetensors {QUICK}'.split()) == 0
     text = capsys.readouterr().out
     assert 'predicted reward' in text and 'executed reward' in text and "the data's average" in text
+
+
+class Talks(gym.Env):
+    "Says what it does, as some environments do."
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        print('Sampling rejected')
+        return np.zeros(2, np.float32), {}
+    def step(self, action): return np.zeros(2, np.float32), 1., False, False, {}
+
+
+def test_a_world_that_prints_does_not_print_into_json_and_nothing_is_collected_twice(tmp_path, capsys):
+    gym.register('Talks-v0', entry_point=Talks, max_episode_steps=5)
+    line = f'collect --env Talks-v0 --episodes 4 --out {tmp_path}/x'
+    assert says(capsys, line)['episodes'] == 4
+    fails(capsys, line, 'choose another --seed')
+    assert says(capsys, line + ' --seed 9')['shard'].rstrip('/').endswith('00001')
+    gym.register('Broken-v0', entry_point=lambda: undefined_name)
+    fails(capsys, f'collect --env Broken-v0 --out {tmp_path}/y', 'cannot be made: NameError')
+    grey = type('Grey', (Talks,), dict(observation_space=gym.spaces.Box(0, 255, (16, 16), np.uint8)))
+    gym.register('Grey-v0', entry_point=grey, max_episode_steps=5)
+    fails(capsys, f'train --env Grey-v0 --out {tmp_path}/z', 'a world is made of vectors')
+    assert not list((tmp_path / 'z').glob('data/*'))
 
 
 def test_a_claim_of_any_world_is_recorded_and_checked(cart, tmp_path, capsys):

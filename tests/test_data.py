@@ -850,6 +850,11 @@ def test_folders_of_odd_files(tmp_path):
     np.savez(tmp_path / 'e0.npz', **good)
     data = from_folder(tmp_path)
     assert data.actions == 2 and data.terminated.tolist() == [True] and data.observation.dtype == np.float32 and from_folder(tmp_path, actions=5).actions == 5
+    with pytest.raises(ValueError, match='give a positive number'): from_folder(tmp_path, actions=-3)
+    for odd, words in [(dict(desired_goal=np.zeros((3, 1))), 'has desired_goal: call the goal'), (dict(terminated='False'), 'must be true or false'),
+                       (dict(terminated=np.nan), 'must be true or false')]:
+        np.savez(tmp_path / 'e1.npz', **(good | odd))
+        with pytest.raises(ValueError, match=f'e1.npz {words}' if 'has' in words else f'e1.npz {words}'): from_folder(tmp_path)
     np.savez(tmp_path / 'e1.npz', actions=4, **good)
     assert from_folder(tmp_path).actions == 4
     with pytest.raises(ValueError, match=r'speaks of \[4, 5\] actions'): from_folder(tmp_path, actions=5)

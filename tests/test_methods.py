@@ -103,11 +103,15 @@ def test_what_does_not_fit_is_refused_at_the_door(cart, agents, tmp_path):
     with pytest.raises(ValueError, match='goals of 2 numbers: draw them'): train_method('policy', replace(frames, goal=np.zeros((6, 2), np.float32)))
     for m in METHODS[1:]:
         with pytest.raises(ValueError, match='returns are missing from the data'): train_method(m, unpaid)
-    assert train_method('policy', unpaid, TINY, device='cpu', progress=False).card['rewards'] == {}, 'demonstrations need no rewards'
+    assert train_method('policy', unpaid, TINY, seed=10 ** 12, device='cpu', progress=False).card['rewards'] == {}, 'demonstrations need no rewards'
     with pytest.raises(ValueError, match="'fly'"): train_method('fly', cart)
     with pytest.raises(ValueError, match='a window takes'): train_method('latent-diffuser', reaching(), MethodRecipe(stride=10))
     with pytest.raises(ValueError, match='multiples of 4'): train_method('diffuser', cart, replace(TINY, tokens=6))
     with pytest.raises(ValueError, match='steps must be'): MethodRecipe(steps=0)
+    for m, how, words in [('diffuser', dict(stride=400), 'stride=400 steps to the next token, but no episode'), ('latent-diffuser', dict(stride=400), 'stride=400'),
+                          ('policy', dict(tokens=1), 'tokens of a policy must be'), ('diffuser', dict(width=5), 'divisible by 8'),
+                          ('diffuser', dict(tokens=3), 'even number of tokens'), ('latent-diffuser', dict(width=5), 'shared by 4 heads')]:
+        with pytest.raises(ValueError, match=words): train_method(m, cart, replace(TINY, **how))
     with pytest.raises(ValueError, match='a policy acts at every step: leave out stride=7'): train_method('policy', cart, replace(TINY, stride=7))
     agent = agents['policy'][0].begin([0, 1, 2, 3]); agent.act_batch(np.zeros((4, 4), np.float32))
     with pytest.raises(ValueError, match='2 observations for 4 episodes'): agent.act_batch(np.zeros((2, 4), np.float32))
@@ -126,6 +130,23 @@ def test_what_does_not_fit_is_refused_at_the_door(cart, agents, tmp_path):
     with pytest.raises(CheckpointError, match="a 'other', not a method"): load_method(file)
     file = save_checkpoint(tmp_path / 'p.safetensors', dict(x=torch.zeros(1)), dict(kind='method', method='dream', config={}, spaces={}, plan={}))
     with pytest.raises(CheckpointError, match='newer ldp_tut'): load_method(file)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_rows_end_and_begin_anew_by_themselves(method, agents):
+    "As in a vector environment: a row that has ended remembers nothing, the others go on with what they saw."
+    agent, obs = agents[method][0].begin([0, 1, 2]), torch.randn(9, 3, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    for x in obs[:5]: agent.act_batch(x)
+    agent.restart([False, True, False])
+    acts = agent.act_batch(obs[5])
+    assert acts.shape[0] == 3
+    past = getattr(agent.driver, 'seen', None)
+    if past is not None:
+        assert all((x[1] == past[-1][1]).all() for x in past), 'nothing of the old episode'
+        if len(past) > 1: assert not (past[0][0] == past[-1][0]).all(), 'the others remember'
+    for x in obs[6:]: agent.act_batch(x)
+    with pytest.raises(ValueError, match='a mask of 3 episodes'): agent.restart([True])
+    with pytest.raises(ValueError, match='begin.seeds. first'): agent.reset().keep([0])
 
 
 class Dot(gym.Env):
@@ -230,10 +251,11 @@ def test_a_method_can_play_for_its_data(tmp_path, capsys):
     ('--method policy --env CartPole-v1', 'random actions show it nothing'), ('--method policy', 'give --env or --data'),
     ('--method diffuser --env MiniGrid-Empty-6x6-v0', 'reads vectors'), ('--method policy --denoiser exact', 'leave out --denoiser exact'),
     ('--method latent-diffuser --env MountainCar-v0 --data-steps 50 --steps 3 --tokens 7', 'latents must be even'),
+    ('--method diffuser --env MountainCar-v0 --data-steps 50 --width 5', 'divisible by 8'), ('--env CartPole-v1 --data-steps 0', 'plays nothing'),
     ('--method diffuser --env CartPole-v1 --data-steps 100 --steps 0', 'steps must be an integer of at least 1, got 0')])
 def test_a_wish_that_cannot_be_met_is_one_sentence(line, words, tmp_path, capsys):
     fails(capsys, f'train {line} --out {tmp_path}/x', words)
-    assert not list(tmp_path.glob('x/*.safetensors'))
+    assert not list(tmp_path.glob('x/*.safetensors')) and not list(tmp_path.glob('x/data/*')), 'nor was anything played'
 
 
 @pytest.mark.parametrize('method', METHODS[1:])
