@@ -24,6 +24,7 @@ from .envs import make_env, split_agent
 from .exact import ChainConfig, ChainDenoiser, Scene, load_denoiser
 from .planner import ORDERS, Agent, Destination, Far, FarFuturePlanner, load_agent
 from .planner import PlanConfig as FarFutureConfig
+from .records import which_rows
 from .train import pick_device
 from .worlds import Seen
 
@@ -403,11 +404,15 @@ class ChainAgent(Agent):
                              '`keep_only(rows)` goes on with some')
         return torch.from_numpy(super().act_batch(obs))
 
+    def keep(self, rows):
+        "Go on with these rows of the batch only; the other rooms are done."
+        rows = which_rows(rows, self.seeds and len(self.seeds))
+        super().keep(rows)
+        self.rows = [self.rows[r] for r in rows]
+
     def keep_only(self, rows):
         "Go on with these rooms only (indices into the seeds of `begin`)."
-        if rows == self.rows: return
-        self.keep([self.rows.index(r) for r in rows])
-        self.rows = list(rows)
+        if rows != self.rows: self.keep([self.rows.index(r) for r in rows])
 
     def save(self, path): return save_agent(path, self, self.card)
 

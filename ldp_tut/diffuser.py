@@ -315,15 +315,15 @@ def conditions(
     tokens: int = 32,
 ) -> tuple:                     # known bool [B, H, dims], value float [B, H, dims]
     "What a plan must contain, normalised; `ValueError` for what is no start or goal."
-    c, dtype = model.config, next(model.parameters()).dtype
-    start = as_floats(start, 'start').to(dtype)
+    c, like = model.config, next(model.parameters())
+    start = as_floats(start, 'start').to(like)
     B = len(start) if start.ndim else 1
     check_states(start, (B, c.state_dim), 'start', '[B, state_dim]')
     value = start.new_zeros(B, tokens, c.dims)
     known = torch.zeros_like(value, dtype=torch.bool)
     value[:, 0, :c.state_dim], known[:, 0, :c.state_dim] = start, True
     if goal is not None:
-        goal = as_floats(goal, 'goal').to(dtype)
+        goal = as_floats(goal, 'goal').to(like)
         check_states(goal, (B, c.goal_dims), 'goal', '[B, goal_dims]')
         value[:, -1, :c.goal_dims], known[:, -1, :c.goal_dims] = goal, True
     return known, model.normaliser(value)

@@ -24,7 +24,7 @@ from .data import Trajectories
 from .ddpm import add_noise, cosine_schedule, shifted
 from .forcing import Prediction, forcing_levels, fourier
 from .maps import SymbolWorld, looked
-from .worlds import acted, action_error, pinball
+from .worlds import action_error, pinball
 
 # %% ../nbs/12d_field.ipynb #b21164e6
 class Age(nn.Module):
@@ -355,7 +355,8 @@ class FieldBatches:
         parts = np.array_split(data.observation,
                                max(1, len(data.observation) // 20_000))
         put = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(self.device)
-        self.index = torch.cat([world.index(put(o)).to(torch.uint8) for o in parts])
+        small = torch.uint8 if len(world.kinds) <= 256 else torch.int16
+        self.index = torch.cat([world.index(put(o)).to(small) for o in parts])
         self.name = torch.cat([picture_names(i) for i in self.index.split(20_000)])
         episode = np.repeat(np.arange(len(data)), data.length)
         self.episode, self.start = (
@@ -410,7 +411,7 @@ class FieldBatches:
         same = passed[:, None] == self.name[first + at][..., None]
         return dict(
             index=self.index[first + at].long(), times=off.float().expand(time.shape),
-            action=acts, gaps=tuple(b - a for a, b in zip(offsets, offsets[1:])),
+            action=acts, acted=(~over).float(), gaps=tuple(b - a for a, b in zip(offsets, offsets[1:])),
             valid=((time <= end) | ends).float(),
             reward=(over & self.good[e][:, None]).float(),
             termination=(over & ends).float(), first=(same.int().argmax(2) + 1).float())
@@ -441,7 +442,7 @@ class FieldLoss:
         acts = action_error(p.heads['action'], batch['action'], self.world.actions)
         return dict(denoise=mean(nats, valid * (k > 0)), reward=says('reward'),
                     termination=says('termination'),
-                    action=0.1 * mean(acts, valid * acted(batch['action'])),
+                    action=0.1 * mean(acts, valid * batch['acted']),
                     passage=0.25 * mean(pinball(late, 0.15), after_now))
 
 # %% ../nbs/12d_field.ipynb #c331c86c

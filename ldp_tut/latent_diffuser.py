@@ -113,7 +113,7 @@ def contrastive_loss(
     k = torch.randint(1, schedule.K + 1, (B, 1, 1), **on).expand(z.shape[:3])
     noisy = add_noise(schedule, z, k, torch.randn(z.shape, **on))
     if context is not None: context = context.repeat_interleave(M, 0)
-    beta = torch.as_tensor(beta, dtype=z.dtype).expand(B).repeat_interleave(M)
+    beta = torch.as_tensor(beta, dtype=z.dtype, device=z.device).expand(B).repeat_interleave(M)
     f = energy(noisy.flatten(0, 1), k.flatten(0, 1), beta, context).view(B, M)
     return -(labels * f.log_softmax(1)).sum(1).mean()
 
@@ -439,11 +439,12 @@ def draw_latents(
 
     With one seed s rows use s, s+1, ...: each is the same in a batch of 1 and of 64."""
     c = model.config
-    state = model.tokens(check_states(state, c.state_dim)).detach()
+    state = check_states(state, c.state_dim).to(model.tokens.centre)
+    state = model.tokens(state).detach()
     B, beta = len(state), check_beta(beta)
     if guide is None and beta: guide = EnergyGuide(model.energy, beta, state)
     noise = seeded_noise(check_seeds(seeds, B), iterations + 1, c.latents, c.latent_dim)
-    noise = noise.transpose(0, 1)
+    noise = noise.to(state).transpose(0, 1)
     def denoise(z, k, times): return model.clean(z, k[:, 0], state).clamp(-4, 4)
     board = full_board(c.latents, c.K, iterations)
     return last(sample(denoise, noise[0], board, schedule=model.schedule, guide=guide,
@@ -566,11 +567,12 @@ class LatentPlanner:
         self.model, self.beta, self.iterations = model, check_beta(beta), iterations
         self.every = check_count(every, 'every', 1, model.config.tokens)
         self.best_of, self.seed = check_count(best_of, 'best_of'), seed
-        self.guide, self.time, self.seeds = guide, 0, None
+        self.guide, self.time, self.seeds, self.features = guide, 0, None, None
 
     def begin(self, seeds) -> 'LatentPlanner':
         "New episodes, each with a seed of its own; without this, rows are numbered."
         self.time, self.seeds = 0, check_seeds(list(seeds), len(seeds))
+        self.features = None
         return self
 
     def restart(self, ended):
@@ -581,7 +583,8 @@ class LatentPlanner:
     def keep(self, rows):
         "Go on with these rows of the batch only; the other episodes have ended."
         if self.seeds: self.seeds = [self.seeds[r] for r in rows]
-        self.features, self.actions = self.features[rows], self.actions[rows]
+        if self.features is not None:
+            self.features, self.actions = self.features[rows], self.actions[rows]
 
     def plan(self, state):
         "Latents [B, L, D] for states [B, S], the best of each state's draws."

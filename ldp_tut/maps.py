@@ -316,6 +316,10 @@ def as_read_by(theirs: SymbolWorld, world: SymbolWorld, data: Trajectories) -> t
     if type(theirs) is not type(world):
         raise ValueError(f'what is gone on with reads by a {type(theirs).__name__}, not by a {type(world).__name__}: '
                          'see `patch` and `window`')
+    for n in ('actions', 'action_dims'):
+        if getattr(theirs.spaces, n) != getattr(world.spaces, n):
+            raise ValueError(f'what is gone on with has {n}={getattr(theirs.spaces, n)}, the data have '
+                             f'{getattr(world.spaces, n)}: it is another world')
     kinds = theirs.kinds
     if isinstance(theirs, PatchWorld):
         kinds, data = theirs.patches, renamed(data, world.patches.numpy(), theirs.patches.numpy())

@@ -126,6 +126,9 @@ def _diffuser_config(recipe, S=1, A=1, stride=1):
     if (recipe.tokens or 16) % 2:
         raise ValueError('diffuser joins tokens two by two: choose an even number of '
                          f'tokens, got {recipe.tokens}')
+    if (recipe.width or 32) % 8:
+        raise ValueError('width must be divisible by 8 (group normalisation), got '
+                         f'{recipe.width}')
     return DiffuserConfig(S, A, stride, width=recipe.width or 32)
 
 def check_recipe(method: str, recipe: MethodRecipe):
@@ -237,7 +240,7 @@ class Ahead:
                                  for part in (self.seen, self.queue))
 
     def __call__(self, state: torch.Tensor) -> torch.Tensor:  # [B, S] -> [B, A]
-        new = self.new.view(-1, *[1] * (state.ndim - 1))
+        new, state = self.new.view(-1, *[1] * (state.ndim - 1)), state.clone()  # remembered
         before = self.seen[1:] + [state] if self.seen else [state] * self.past
         self.seen = [torch.where(new, state, x) for x in before]
         self.new = torch.zeros_like(self.new)

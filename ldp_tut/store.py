@@ -365,11 +365,12 @@ def to_folder(
     part = path.with_name(f'{path.name}.part')   # a half is never taken for a whole
     part.mkdir(parents=True, exist_ok=True)
     for old in part.glob('episode_*.npz'): old.unlink()   # of a run that was cut off
+    digits = max(5, len(str(len(data) - 1)))   # so that names sort as numbers do
     for i, e in enumerate(check_data(data)):
         rows = dict(observation=e.observation, action=e.action, reward=e.reward)
         if data.actions: rows['actions'] = data.actions
         if e.goal is not None: rows['goal'] = e.goal
-        np.savez(part / f'episode_{i:05d}.npz', terminated=e.terminated, **rows)
+        np.savez(part / f'episode_{i:0{digits}d}.npz', terminated=e.terminated, **rows)
     os.replace(part, path)
     return path
 

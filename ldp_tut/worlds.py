@@ -10,7 +10,7 @@ __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_
            'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_ends_pay',
            'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'pays_away', 'Denoiser',
            'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
-           'acted', 'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
+           'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed', 'promise_gap']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import math
@@ -227,8 +227,8 @@ def motion_losses(world, z, batch, generator) -> dict:
     said = world.motion.steps_between(z[:, 0], z[:, 2] + 0.1 * noise)
     if world.actions: inverse = F.cross_entropy(out, batch['action'], reduction='none')
     else: inverse = (out - batch['action']).pow(2).mean(-1)
-    known = batch['known'].to(z)
-    return dict(inverse=(inverse * known).sum() / known.sum().clamp(min=1),
+    near, known = batch['near'].to(z), batch['known'].to(z)  # last steps, too, however far one looks
+    return dict(inverse=(inverse * near).sum() / near.sum().clamp(min=1),
                 passage=(pinball(steps - said, 0.1) * known).sum() / known.sum().clamp(min=1))
 
 def world_batches(
@@ -248,7 +248,7 @@ def world_batches(
         state, inside = tensor(t['observation']), tensor(t['time'] == start[:, None] + offsets)
         goal = tensor(t['goal']) if 'goal' in t else torch.zeros(*state.shape[:2], 0)
         return dict(state=state, goal=goal, gap=gap, far=far, action=tensor(t['action'][:, 0]),
-                    known=inside.all(1), near=inside[:, 1])
+                    known=inside[:, 2], near=inside[:, 1])
     return make
 
 def world_loss(world, batch, generator): return world.losses(batch, generator)
@@ -279,8 +279,10 @@ class PixelWorld(nn.Module):
 
     def read(self, obs) -> Seen: return on(read_observation(obs, self.spaces), self.normaliser.centre.device)
     def scene(self, seen): return seen.goal
-    def action(self, z, later, gap, scene=None): return bounded(self.motion.action(z, later, gap), self.spaces)
-    def steps_between(self, z, later): return self.max_gap * self.motion.steps_between(z, later)
+    def codes(self, *z): return map(self.normaliser.inverse, z)  # motion was trained before they were measured
+    def action(self, z, later, gap, scene=None):
+        return bounded(self.motion.action(*self.codes(z, later), gap), self.spaces)
+    def steps_between(self, z, later): return self.max_gap * self.motion.steps_between(*self.codes(z, later))
     def encode(self, seen): return self.normaliser(self.encoder(pictures(seen.state)))
     def decode(self, z):  # -> [B, rows, cols, channels], 0 to 1
         rows, cols, _ = self.spaces.shape
@@ -528,20 +530,22 @@ def token_batches(
     size: int = 128,
 ) -> Callable:         # (step, generator) -> batch for `DenoisingLoss`
     "Windows with random offsets; where there are goals, six in ten are places the window itself visits."
-    last = [s.reward[s.action_start + s.length - 1] for s in windows.shards]
-    final = np.concatenate(last) if rewards.kind == 'end' else None
+    final = np.concatenate([s.reward[s.action_start + s.length - 1] for s in windows.shards])
     def make(step, generator):
         H = 2 if step % 4 == 0 else min(tokens, longest + 1)
         B = size * (3 if H == 2 else 1)
         episode, start = windows.draw(B, generator)
         offsets = random_offsets(B, H, longest, generator)
-        t = windows.tokens(episode, start, offsets)
+        t, when, end = windows.tokens(episode, start, offsets), start[:, None] + offsets, windows.length[episode][:, None]
+        paid = t['valid'] & ((when > 0) | (rewards.kind != 'step'))  # at time 0 nothing was; past an end no step is,
+        if rewards.kind == 'step': t['reward'] = np.where(when > end, np.float32(rewards.low), t['reward'])
         goal = hindsight(windows, t, rewards, generator) if rewards.kind == 'goal' else np.zeros((B, 0), np.float32)
-        if final is not None: t['final'] = final[episode][:, None]
+        t['final'] = final[episode][:, None]
         tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x))
         return dict(state=tensor(t['observation']), goal=tensor(goal), times=tensor(offsets).float(),
                     reward=tensor(rewards.of_tokens(t, goal)), action=tensor(t['action']),
-                    termination=tensor(t['terminated']).float(), valid=tensor(t['valid']).float())
+                    termination=tensor(t['terminated']).float(), valid=tensor(t['valid']).float(),
+                    paid=tensor(paid).float(), acted=tensor(when < end).float())
     return make
 
 def hindsight(windows, t, rewards, generator):
@@ -572,16 +576,12 @@ class DenoisingLoss:
         noise = torch.randn(z.shape, generator=generator, device=z.device)
         p = model(add_noise(net.schedule, z, k, noise), k, batch['times'], scene)
         weigh = lambda error, w: (error * w).sum() / w.sum().clamp(min=1)
-        says = lambda name, y: weigh(F.binary_cross_entropy_with_logits(
-            p.heads[name][..., 0].float(), y, reduction='none'), valid)
-        return dict(denoise=forcing_loss(p, z, valid * (k > 0)), reward=says('reward', batch['reward']),
-                    termination=0.3 * says('termination', batch['termination']),
+        says = lambda name, y, w: weigh(F.binary_cross_entropy_with_logits(
+            p.heads[name][..., 0].float(), y, reduction='none'), w)
+        return dict(denoise=forcing_loss(p, z, valid * (k > 0)), reward=says('reward', batch['reward'], batch['paid']),
+                    termination=0.3 * says('termination', batch['termination'], valid),
                     action=0.1 * weigh(action_error(p.heads['action'], batch['action'], self.world.actions),
-                                       valid * acted(batch['action'])))
-
-def acted(action):
-    "1 where an action was taken [B, H]; discrete ones are -1 past an end."
-    return (action >= 0).float() if action.ndim == 2 else torch.ones_like(action[..., 0])
+                                       valid * batch['acted']))
 
 def action_error(said, action, actions):
     "Of each token [B, H]: cross-entropy, or squared error."
@@ -646,27 +646,29 @@ def play_batch(agent, make, seeds, most, bar, pays, whole=False):
     envs, kind = check_apart([make() for _ in seeds]), pays['kind']
     pay = pays.get('low', 0.) if kind != 'step' else 0.
     if hasattr(agent, 'card'): envs = [as_agents_see(env) for env in envs]  # it learned from data
-    obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
-    blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
-    rows = [dict(blank, seed=int(s)) for s in seeds]
-    live, trace = list(range(len(envs))), [[] for _ in envs]
-    agent.begin([int(s) for s in seeds])
-    while live:
-        actions = agent.act_batch(stack([obs[j] for j in live]))
-        plan, going = getattr(agent, 'plan', None), []
-        for i, (j, action) in enumerate(zip(live, actions)):
-            row = rows[j]
-            if plan is not None and row['promised'] is None:
-                row |= dict(predicted=float(plan.reward[i]), promised=round(float(plan.times[i, plan.at[i]])))
-            obs[j], reward, ended, cut, _ = envs[j].step(action)
-            trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
-            if row['first'] is None and reward > pay and (ended or kind != 'end'): row['first'] = row['steps']
-            won = kind != 'step' and row['first'] is not None and not whole
-            over = ended or cut or won or row['steps'] >= (most or NO_LIMIT)
-            if over: bar.update(1); row['ended'] = bool(ended)
-            else: going.append(i)
-        agent.keep(going); live = [live[i] for i in going]
-    for env in envs: env.close()
+    try:
+        obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
+        blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
+        rows = [dict(blank, seed=int(s)) for s in seeds]
+        live, trace = list(range(len(envs))), [[] for _ in envs]
+        agent.begin([int(s) for s in seeds])
+        while live:
+            actions = agent.act_batch(stack([obs[j] for j in live]))
+            plan, going = getattr(agent, 'plan', None), []
+            for i, (j, action) in enumerate(zip(live, actions)):
+                row = rows[j]
+                if plan is not None and row['promised'] is None:
+                    row |= dict(predicted=float(plan.reward[i]), promised=round(float(plan.times[i, plan.at[i]])))
+                obs[j], reward, ended, cut, _ = envs[j].step(action)
+                trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
+                if row['first'] is None and reward > pay and (ended or kind != 'end'): row['first'] = row['steps']
+                won = kind != 'step' and row['first'] is not None and not whole
+                over = ended or cut or won or row['steps'] >= (most or NO_LIMIT)
+                if over: bar.update(1); row['ended'] = bool(ended)
+                else: going.append(i)
+            agent.keep(going); live = [live[i] for i in going]
+    finally:
+        for env in envs: env.close()
     for row, rewards in zip(rows, trace): row |= executed(row, rewards, **pays)
     return rows
 

@@ -12,7 +12,8 @@ from ldp_tut.planner import FarFuturePlanner, PlanConfig, load_agent, save_agent
 from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, check_data, select
 from ldp_tut.store import StoreError, TrajectoryStore, from_folder
 from ldp_tut.worlds import (
-    Rewards, Spaces, Windows, check_environment, executed, play, read_observation, token_batches)
+    Rewards, Spaces, Windows, check_environment, executed, make_world, play, read_observation, token_batches,
+    world_batches)
 
 rng = np.random.default_rng(0)
 SHORT = dict(steps=2, world_steps=2, width=32, depth=1, progress=False, device='cpu')
@@ -100,7 +101,7 @@ def test_where_every_step_costs_an_end_as_cheap_as_a_step_is_what_is_planned_for
     data = Trajectories.from_episodes([home, fall, cut, home], 2)
     costs = Rewards.of(data)
     assert costs.kind == 'end' and -10 < costs.low < -1
-    t = Windows(data, absorb=True).tokens(torch.arange(4), torch.zeros(4, dtype=torch.long), np.array([[0, 3, 6]] * 4))
+    t = Windows(data, absorb=True).tokens(np.arange(4), np.zeros(4, int), np.array([[0, 3, 6]] * 4))
     final = data.reward[data.action_start + data.length - 1]
     assert costs.of_tokens(t | dict(final=final[:, None])).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
     same = Rewards.of(Trajectories.from_episodes([home, cut], 2))   # MountainCar's: nothing but -1
@@ -116,6 +117,48 @@ def test_a_promise_beyond_the_last_step_that_was_played_is_not_broken():
     assert executed(row, [1.] * 8, 'step') == dict(success=True, executed=1.)
     assert executed(row | dict(ended=True), [1.] * 8, 'step') == dict(success=False, executed=0.)
     assert executed(row | dict(promised=3), [1., 1., 0., 1.], 'step')['executed'] == 0.
+
+
+def test_a_batch_says_what_was_paid_and_what_was_done():
+    "At time 0 nothing was paid, past an end nothing is; the action at the last state of an episode was never taken."
+    costs = Trajectories.from_episodes([Episode(np.zeros((11, 2), np.float32), np.full((10, 1), .9, np.float32),
+                                                np.r_[rng.uniform(-.6, -.5, 9), -1].astype(np.float32), end) for end in (True, False)])
+    paid = Rewards.of(costs)
+    assert (paid.kind, paid.low) == ('step', -1)
+    batches = token_batches(Windows(costs, absorb=True), paid, 10, tokens=4)
+    for step in (1, 2):
+        b = batches(step, torch.Generator().manual_seed(step))
+        H = b['times'].shape[1]
+        assert b['valid'].sum() > b['paid'].sum() > 0 and H == 4
+        over, done = b['termination'] > 0, (b['action'][..., 0] > 0).float()
+        assert over.any() and (b['reward'][over] == 0).all(), 'a crash is no better than the worst'
+        assert torch.equal(b['acted'], done), 'zeros past an end are not actions'
+
+
+def test_the_last_steps_teach_what_was_done_there():
+    data = Trajectories.from_episodes([episode(40) for _ in range(30)], 2)
+    b = world_batches(Windows(data), 20, 4, 5000)(0, torch.Generator().manual_seed(0))
+    assert b['near'].float().mean() > 0.93 and (b['near'] & ~b['known']).any() and (b['known'] & ~b['near']).any()
+
+
+def test_a_world_of_pictures_reads_motion_in_the_units_it_was_trained_in():
+    frames = rng.integers(0, 255, (12, 8, 8, 1)).astype(np.uint8)
+    world = make_world(Trajectories(frames, np.zeros(11, int), np.ones(11), [11], [True], actions=2), max_gap=4)
+    world.normaliser.centre.fill_(.3); world.normaliser.scale.fill_(2.)
+    seen = world.read(frames)
+    raw, z, gap = world.encoder(seen.state.movedim(-1, 1).float() / 255), world.encode(seen), torch.ones(11, dtype=torch.long)
+    assert torch.allclose(world.action(z[:-1], z[1:], gap), world.motion.action(raw[:-1], raw[1:], gap), atol=1e-5)
+    assert torch.allclose(world.steps_between(z[:-1], z[1:]), 4 * world.motion.steps_between(raw[:-1], raw[1:]), atol=1e-5)
+
+
+def test_environments_are_closed_whatever_happens():
+    closed = []
+    class Shut(Swing):
+        def close(self): closed.append(1)
+    class Fails(Always):
+        def act_batch(self, obs): raise RuntimeError('no idea')
+    with pytest.raises(RuntimeError, match='no idea'): play(Fails(1), Shut, 3, progress=False)
+    assert len(closed) == 3
 
 
 class Swing(gym.Env):

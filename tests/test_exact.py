@@ -988,3 +988,13 @@ def test_every_public_name_is_something(module):
     from importlib import import_module
     m = import_module(f'ldp_tut.{module}')
     assert m.__all__ and all(getattr(m, name) is not None for name in vars(m) if not name.startswith('__'))
+
+
+def test_an_exact_agent_is_played_as_any_other():
+    from ldp_tut.rooms import walk_rooms
+    from ldp_tut.worlds import play
+    agent, place = load_pretrained('simplecrossing-n1', 'cpu'), 'MiniGrid-SimpleCrossingS9N1-v0'
+    walked = walk_rooms(agent, place, 4, progress=False)
+    assert walked['success'] == 1 and len({r['steps'] for r in walked['rows']}) > 1, 'rooms that end one after the other'
+    assert play(agent, place, 4, 2_000_000, progress=False)['success'] == 1
+    with pytest.raises(ValueError, match='rows must be numbers below 2'): agent.begin([0, 1]).keep([2])

@@ -93,7 +93,7 @@ def vectors():
 def step_of_training(net, world, spoil=lambda losses: losses):
     "Loss, gradients, clipping, optimiser, as in `fit`; what levels are drawn is a matter of the host's generator."
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    batch = {name: make(6, 4) for name in ('times', 'reward', 'termination', 'valid')}
+    batch = {name: make(6, 4) for name in ('times', 'reward', 'termination', 'valid', 'paid', 'acted')}
     batch |= dict(state=make(6, 4, 3), goal=make(6, 2), action=levels(6, 4))
     loss = sum(spoil(DenoisingLoss(world)(net, batch, None)).values())
     loss.backward()

@@ -145,8 +145,11 @@ def test_rows_end_and_begin_anew_by_themselves(method, agents):
         assert all((x[1] == past[-1][1]).all() for x in past), 'nothing of the old episode'
         if len(past) > 1: assert not (past[0][0] == past[-1][0]).all(), 'the others remember'
     for x in obs[6:]: agent.act_batch(x)
+    if past is not None:
+        buffer = obs[0].copy(); agent.begin([0, 1, 2]).act_batch(buffer); kept = agent.driver.seen[-1].clone(); buffer += 1
+        assert torch.equal(agent.driver.seen[-1], kept), 'an environment may write into what it gave'
     with pytest.raises(ValueError, match='a mask of 3 episodes'): agent.restart([True])
-    with pytest.raises(ValueError, match='begin.seeds. first'): agent.reset().keep([0])
+    with pytest.raises(ValueError, match='no episode has begun'): agent.reset().keep([0])
 
 
 class Dot(gym.Env):

@@ -103,6 +103,8 @@ def test_a_batch_of_one_is_a_row_of_sixty_four(net):
 def test_the_worlds_of_an_agent_do_not_disturb_one_another():
     "World i of an agent of three does what it does alone."
     policy, seen = untrained(), torch.randn(9, 3, 3, generator=torch.Generator().manual_seed(2)).numpy()
+    own = np.zeros((3, policy.config.obs_dim), np.float32); keeps = Receding(policy); keeps.act(own); own += 1
+    assert (keeps.history[-1] == 0).all(), 'an environment may write into what it gave'
     three = Receding(policy, seed=4)
     many = np.stack([three.act(o) for o in seen])
     for i in range(3):
