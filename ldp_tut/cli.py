@@ -316,10 +316,12 @@ def run_collect(a) -> dict:
     from ldp_tut.store import TrajectoryStore
     store, began = TrajectoryStore(a.out), time.perf_counter()
     _writable(a.out)
-    have, policy = store.cards() if store.shards() else [], a.policy or usual_policy(a.env)
+    have = store.cards() if store.shards() else []
+    policy = a.policy or usual_policy(a.env)
     about = dict(env_id=a.env, policy=policy, seed=a.seed)
     if any(about.items() <= card.items() for card in have):
-        raise ValueError(f'{a.out} has episodes of this policy and seed already: choose another --seed, or --out')
+        raise ValueError(f'{a.out} has episodes of this policy and seed already: '
+                         'choose another --seed, or --out')
     data = collect(a.env, policy, a.episodes, a.seed, not a.json, steps=a.steps)
     shard, seconds = store.append(data, about), time.perf_counter() - began
     speed = round(float(data.length.sum()) / seconds)
@@ -452,7 +454,8 @@ def train_by_method(a) -> dict:
     r, device = a.recipe, str(pick_device(a.device))
     _check_method(a), _check_wishes(a)
     recipe = {f.name: getattr(r, f.name) for f in fields(MethodRecipe)}
-    check_recipe(a.method, recipe := MethodRecipe(**recipe))  # before anything is played
+    recipe = MethodRecipe(**recipe)
+    check_recipe(a.method, recipe)  # before anything is played
     out, data, _, _, env_id = world_and_data(a)
     agent = train_method(a.method, data, recipe, out, a.seed, a.device, not a.json)
     asked = dict(env=a.env, data=a.data, method=a.method, seed=a.seed)
@@ -685,7 +688,8 @@ def main(
     try:
         a = read_command(argv)
         _check_numbers(a)
-        with redirect_stdout(sys.stderr) if a.json else nullcontext():  # some worlds print
+        # some worlds print
+        with redirect_stdout(sys.stderr) if a.json else nullcontext():
             report = globals()[f'run_{argv[0]}'](a)
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         _complain(argv, e)

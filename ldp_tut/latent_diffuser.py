@@ -113,7 +113,8 @@ def contrastive_loss(
     k = torch.randint(1, schedule.K + 1, (B, 1, 1), **on).expand(z.shape[:3])
     noisy = add_noise(schedule, z, k, torch.randn(z.shape, **on))
     if context is not None: context = context.repeat_interleave(M, 0)
-    beta = torch.as_tensor(beta, dtype=z.dtype, device=z.device).expand(B).repeat_interleave(M)
+    beta = torch.as_tensor(beta, dtype=z.dtype, device=z.device)
+    beta = beta.expand(B).repeat_interleave(M)
     f = energy(noisy.flatten(0, 1), k.flatten(0, 1), beta, context).view(B, M)
     return -(labels * f.log_softmax(1)).sum(1).mean()
 

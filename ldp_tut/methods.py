@@ -240,7 +240,8 @@ class Ahead:
                                  for part in (self.seen, self.queue))
 
     def __call__(self, state: torch.Tensor) -> torch.Tensor:  # [B, S] -> [B, A]
-        new, state = self.new.view(-1, *[1] * (state.ndim - 1)), state.clone()  # remembered
+        new = self.new.view(-1, *[1] * (state.ndim - 1))
+        state = state.clone()  # remembered, and may be the caller's own memory
         before = self.seen[1:] + [state] if self.seen else [state] * self.past
         self.seen = [torch.where(new, state, x) for x in before]
         self.new = torch.zeros_like(self.new)
@@ -383,7 +384,8 @@ def train_method(
     Raises `ValueError`, before any training, for data that do not fit the method. A run
     in `out` is gone on with by the same data and recipe alone: `CheckpointError` names
     what differs."""
-    check_recipe(method, recipe), check_method(method, data), check_count(seed, 'seed', 0)
+    check_recipe(method, recipe), check_method(method, data)
+    check_count(seed, 'seed', 0)
     began, flat = time.perf_counter(), with_goals(data)
     model, how = MAKERS[method](flat, recipe, out, seed, device, progress)
     try: rewards = asdict(Rewards.of(data))

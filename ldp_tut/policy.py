@@ -273,7 +273,7 @@ class Receding:
 
     def act(self, observation: np.ndarray) -> np.ndarray:
         "Observations [n, O] -> actions [n, A]."
-        c, now = self.config, np.array(observation, np.float32)  # a copy: it is remembered
+        c, now = self.config, np.array(observation, np.float32)  # remembered: a copy
         if not self.history: self.history = [now] * c.To   # before the first step
         self.history = [*self.history[1:], now]
         if not self.queue:

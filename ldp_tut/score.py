@@ -178,7 +178,8 @@ def langevin(
     The noise is Gaussian; small steps make its bias small."""
     size, steps = check_positive(size, 'size'), check_count(steps, 'steps')
     for _ in range(steps):
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device,
+                            generator=generator)
         x = x + size * score(x) + math.sqrt(2 * size) * noise
         yield x
 

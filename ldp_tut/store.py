@@ -382,7 +382,9 @@ def from_folder(
     files = check_files(path, sorted(Path(path).glob('*.npz')))
     parts = [read_episode(f) for f in files]
     check_one_kind(files, parts)
-    if actions < 0: raise ValueError(f'actions={actions} is how many there are: give a positive number')
+    if actions < 0:
+        raise ValueError(f'actions={actions} is how many there are: give a positive '
+                         'number')
     actions = count_actions(path, parts, actions)
     keys = ('observation', 'goal', 'action', 'reward', 'terminated')
     return from_rows(str(path), ([p.get(k) for k in keys] for p in parts), actions)

@@ -418,10 +418,10 @@ class Rewards:
         low, high = float(data.reward.min()), float(data.reward.max())
         ends = data.action_start + data.length - 1
         good = data.terminated & (data.reward[ends] >= high)
-        if high < 0 and good.any():  # every step costs: what ends an episode as cheaply as any step saves the rest
+        if high < 0 and good.any():  # every step costs: an end that costs no more saves all the others
             return cls('end', float(data.reward[data.reward < high].max(initial=high - 1)))
-        if high <= 0 and low == high:
-            raise ValueError(f'every reward in these data is {low:g}: nothing in them pays, so nothing can be planned for')
+        if high <= 0 and low == high: raise ValueError(
+            f'every reward in these data is {low:g}: nothing in them pays, so nothing can be planned for')
         before = float(np.delete(data.reward, ends).max(initial=low))
         floor = 0. if high > 0 else before
         if before <= 0 and (data.terminated & (data.reward[ends] > floor)).any(): return cls('end', floor)
