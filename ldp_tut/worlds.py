@@ -537,7 +537,7 @@ def token_batches(
         episode, start = windows.draw(B, generator)
         offsets = random_offsets(B, H, longest, generator)
         t, when, end = windows.tokens(episode, start, offsets), start[:, None] + offsets, windows.length[episode, None]
-        paid = t['valid'] & ((when > 0) | (rewards.kind != 'step'))  # at time 0 nothing was; past an end no step is,
+        paid = t['valid'] & ((when > 0) | (rewards.kind != 'step'))  # for a first state nothing was
         if rewards.kind == 'step': t['reward'] = np.where(when > end, np.float32(rewards.low), t['reward'])
         goal = hindsight(windows, t, rewards, generator) if rewards.kind == 'goal' else np.zeros((B, 0), np.float32)
         t['final'] = final[episode][:, None]
