@@ -123,13 +123,15 @@ def _latent_config(recipe, S=1, A=1, stride=1):
                         width=recipe.width or 64)
 
 def _diffuser_config(recipe, S=1, A=1, stride=1):
-    if (recipe.tokens or 16) % 2:
-        raise ValueError('diffuser joins tokens two by two: choose an even number of '
-                         f'tokens, got {recipe.tokens}')
-    if (recipe.width or 32) % 8:
+    config = DiffuserConfig(S, A, stride, width=recipe.width or 32)
+    each = 2 ** (len(config.mults) - 1)
+    if recipe.tokens and recipe.tokens % each:
+        raise ValueError(f'diffuser halves its tokens until there are {each} times '
+                         f'fewer: choose a multiple of {each}, got {recipe.tokens}')
+    if config.width % 8:
         raise ValueError('width must be divisible by 8 (group normalisation), got '
-                         f'{recipe.width}')
-    return DiffuserConfig(S, A, stride, width=recipe.width or 32)
+                         f'{config.width}')
+    return config
 
 def check_recipe(method: str, recipe: MethodRecipe):
     "Raise `ValueError` for what no data could make right, before any are played."

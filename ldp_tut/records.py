@@ -7,11 +7,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/records.html.md"""
 # %% auto #0
 __all__ = ['FIELDS', 'Episodes', 'check_room_lengths', 'check_amounts', 'check_positive', 'as_numbers', 'as_actions',
            'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_apart', 'which_rows',
-           'which_ended', 'check_padded', 'check_alike', 'check_data', 'check_rooms', 'check_rows', 'goal_radius',
-           'check_view', 'check_shards', 'check_sliceable', 'check_episodes', 'checked_rows', 'spread', 'check_scales',
-           'observation_reader', 'action_reader', 'is_picture', 'check_parts', 'vector_reader', 'join_parts',
-           'without_double', 'taken', 'check_actions', 'place_values', 'cells_in', 'as_agents_see', 'flat_box', 'Tape',
-           'Player']
+           'which_ended', 'check_padded', 'check_alike', 'check_data', 'check_numbers', 'check_rooms', 'check_rows',
+           'goal_radius', 'check_view', 'check_shards', 'check_sliceable', 'check_episodes', 'checked_rows', 'spread',
+           'check_scales', 'observation_reader', 'action_reader', 'is_picture', 'check_parts', 'vector_reader',
+           'join_parts', 'without_double', 'taken', 'check_actions', 'place_values', 'cells_in', 'as_agents_see',
+           'flat_box', 'Tape', 'Player']
 
 # %% ../nbs/95_records.ipynb #d20r0005
 import warnings
@@ -287,15 +287,19 @@ def check_data(data):
     """The data itself; raises `ValueError` with episode, step and dimension of the first NaN or infinity,
     or of an action that is not one."""
     if isinstance(data, Episodes): return check_rooms(data)
-    for name in ('observation', 'action', 'reward', 'goal'):
-        x = getattr(data, name)
-        if x is None or x.dtype.kind != 'f': continue
-        start = data.observation_start if name in ('observation', 'goal') else data.action_start
-        check_rows(~np.isfinite(x), x, start, name, 'mend it, or leave that episode out')
+    check_numbers(data, data.observation_start, data.action_start)
     if data.actions:
         check_rows((data.action < 0) | (data.action >= data.actions), data.action, data.action_start, 'action',
                    f'there are the actions 0 to {data.actions - 1}, and padding is none of them')
     return data
+
+def check_numbers(data, seen=(0,), done=(0,), first=0):
+    "Raises `ValueError` for NaN or infinity, in many episodes or one; where they start, and the first one's number."
+    for name in ('observation', 'action', 'reward', 'goal'):
+        x = getattr(data, name)
+        if x is None or x.dtype.kind != 'f': continue
+        start = np.asarray(seen if name in ('observation', 'goal') else done)
+        check_rows(~np.isfinite(x), x, start, name, 'mend it, or leave that episode out', first)
 
 def check_rooms(data):
     """Episodes in rooms themselves; raises `ValueError` with episode and step of the first number that names nothing:
@@ -317,13 +321,13 @@ def check_rooms(data):
             raise ValueError(f'{name} of episode {e}, step {t} is {getattr(data, name)[e, t].tolist()}: {there}')
     return data
 
-def check_rows(bad, x, start, name, advice):
-    "Raises `ValueError` for the first that is bad."
+def check_rows(bad, x, start, name, advice, first=0):
+    "Raises `ValueError` for the first that is bad; `first` is the number of the first episode."
     if not bad.any(): return
     at = tuple(int(i) for i in np.argwhere(bad)[0])
     e = int(np.searchsorted(start, at[0], side='right') - 1)
     where = f', dimension {at[1] if len(at) == 2 else at[1:]}' if len(at) > 1 else ''
-    raise ValueError(f'{name} of episode {e}, step {at[0] - int(start[e])}{where} is {x[at]}: {advice}')
+    raise ValueError(f'{name} of episode {first + e}, step {at[0] - int(start[e])}{where} is {x[at]}: {advice}')
 
 def goal_radius(data: Trajectories, away: float = 0.) -> float:
     """The largest distance from its goal, the first numbers of an observation, at which a step was rewarded by more
@@ -531,8 +535,10 @@ class Tape:
 
     def episode(self, terminated):
         goal = None if self.goal[0] is None else np.stack(self.goal)
-        return Episode(np.stack(self.observation), np.stack(self.action),
+        made = Episode(np.stack(self.observation), np.stack(self.action),
                        np.asarray(self.reward, np.float32), bool(terminated), goal)
+        check_numbers(made, first=self.number)  # now, and not after all are played
+        return made
 
 # %% ../nbs/95_records.ipynb #d10c0008
 class Player:

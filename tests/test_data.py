@@ -178,6 +178,23 @@ def test_nan_and_infinity_are_said_at_every_door(name, tmp_path, monkeypatch):
     assert not [*tmp_path.glob('s/*')] and not (tmp_path / 'minari' / 'ldp').exists()
 
 
+class Faulty(gym.Wrapper):
+    "Shows NaN from a certain step on, and counts its steps."
+    steps = 0
+
+    def step(self, action):
+        Faulty.steps += 1
+        seen, *rest = self.env.step(action)
+        return (seen * np.nan if Faulty.steps > 60 else seen, *rest)
+
+
+def test_nan_in_a_world_ends_the_playing_with_the_episode_that_shows_it():
+    Faulty.steps = 0
+    with pytest.raises(ValueError, match=r'observation of episode \d+, step \d+, dimension 0 is nan'):
+        collect(lambda: Faulty(gym.make('CartPole-v1')), episodes=500, progress=False)
+    assert 60 < Faulty.steps < 1000, Faulty.steps
+
+
 @pytest.mark.parametrize('wrong', [-1, 7])
 def test_discrete_actions_outside_their_space_are_refused(wrong):
     data = small(actions=4, lengths=[3, 4]); data.action[4] = wrong

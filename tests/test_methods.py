@@ -106,11 +106,11 @@ def test_what_does_not_fit_is_refused_at_the_door(cart, agents, tmp_path):
     assert train_method('policy', unpaid, TINY, seed=10 ** 12, device='cpu', progress=False).card['rewards'] == {}, 'demonstrations need no rewards'
     with pytest.raises(ValueError, match="'fly'"): train_method('fly', cart)
     with pytest.raises(ValueError, match='a window takes'): train_method('latent-diffuser', reaching(), MethodRecipe(stride=10))
-    with pytest.raises(ValueError, match='multiples of 4'): train_method('diffuser', cart, replace(TINY, tokens=6))
+    with pytest.raises(ValueError, match='choose a multiple of 4, got 6'): train_method('diffuser', cart, replace(TINY, tokens=6))
     with pytest.raises(ValueError, match='steps must be'): MethodRecipe(steps=0)
     for m, how, words in [('diffuser', dict(stride=400), 'stride=400 steps to the next token, but no episode'), ('latent-diffuser', dict(stride=400), 'stride=400'),
                           ('policy', dict(tokens=1), 'tokens of a policy must be'), ('diffuser', dict(width=5), 'divisible by 8'),
-                          ('diffuser', dict(tokens=3), 'even number of tokens'), ('latent-diffuser', dict(width=5), 'shared by 4 heads')]:
+                          ('diffuser', dict(tokens=3), 'choose a multiple of 4'), ('latent-diffuser', dict(width=5), 'shared by 4 heads')]:
         with pytest.raises(ValueError, match=words): train_method(m, cart, replace(TINY, **how))
     with pytest.raises(ValueError, match='a policy acts at every step: leave out stride=7'): train_method('policy', cart, replace(TINY, stride=7))
     agent = agents['policy'][0].begin([0, 1, 2, 3]); agent.act_batch(np.zeros((4, 4), np.float32))
