@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .chain_planner import ChainAgent, ChainPlanner, believable, open_env, read_image
+from .chain_planner import (ChainAgent, ChainPlanner, open_env, read_image,
+                                   without_doubtful_steps)
 from .chain_training import planner_batches, planner_loss
 from .data import collect_rooms
 from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, layouts,
@@ -136,10 +137,11 @@ def draw_belief(
 ):                         # a PIL image
     "Where the decoder sees the agent at each token of a plan, coloured by time."
     world, obs = model.world, obs[None].to(z.device)
-    seen, (W, H) = world.look(obs), cells.shape[:2]
+    seen, (cols, rows) = world.look(obs), cells.shape[:2]
     x, y = world.origin(obs)[0].tolist()
     heat = world.find_agent(world.decode(z[None], seen)[0])[1][0].cpu()
-    heat = F.pad(heat, (y, H - y - heat.shape[2], x, W - x - heat.shape[1]))  # in place
+    right, below = cols - x - heat.shape[1], rows - y - heat.shape[2]
+    heat = F.pad(heat, (y, below, x, right))  # where the world cut it out
     now = world.find_agent(100 * seen)[0][0].cpu() + torch.tensor([x, y, 0])
     return draw_room(cells, now, heat, (times.cpu() / horizon).clamp(max=1), size=size)
 
@@ -329,9 +331,9 @@ def reevaluate(
 BELIEVED = 0.02  # a step with a smaller share than this is not searched
 
 def reachable(
-    now: torch.Tensor,    # bool [b, K, W, H]: where the mover is
-    steps: torch.Tensor,  # [b, 2, K, K + 4, W, H], shares: of first and later steps
-) -> torch.Tensor:        # bool [b, K, W, H]
+    now: torch.Tensor,    # bool [b, Q, cols, rows]: where the mover is
+    steps: torch.Tensor,  # [b, 2, Q, Q + 4, cols, rows]: shares, first and later
+) -> torch.Tensor:        # bool [b, Q, cols, rows]
     "Every place to which steps that are believed possible lead, however many it takes."
     can = (steps > BELIEVED).float()
     found = one_step(now.float(), can[:, 0]) > 0
@@ -341,9 +343,9 @@ def reachable(
         found = more
 
 def steps_to(
-    target: torch.Tensor,  # bool [b, K, W, H]
-    steps: torch.Tensor,   # [b, K, K + 4, W, H], shares of a later step
-) -> torch.Tensor:         # int64 [b, K, W, H], `FAR` where no way leads there
+    target: torch.Tensor,  # bool [b, Q, cols, rows]
+    steps: torch.Tensor,   # [b, Q, Q + 4, cols, rows], shares of a later step
+) -> torch.Tensor:         # int64 [b, Q, cols, rows], `FAR` where no way leads there
     "Breadth-first search from the target back to every place: how many steps it takes."
     can, count, found = (steps > BELIEVED).float(), torch.where(target, 0, FAR), target
     for s in range(1, FAR):
@@ -354,7 +356,7 @@ def steps_to(
 
 # %% ../nbs/17_benchmark.ipynb #efd5056b
 def _one_hot(score):
-    "The one place of the highest score, bool, of [b, K, cols, rows]."
+    "The one place of the highest score, bool, of [b, Q, cols, rows]."
     best = score.flatten(1).argmax(1)
     return F.one_hot(best, score[0].numel()).view_as(score).bool()
 
@@ -364,9 +366,9 @@ def _likeliest(score):
 
 def best_place(
     model: ChainDenoiser,
-    now: torch.Tensor,  # bool [b, K, cols, rows]: where the mover is
+    now: torch.Tensor,  # bool [b, Q, cols, rows]: where the mover is
     scene: Scene,       # of b scenes
-) -> tuple:             # bool [b, K, cols, rows], in a mode of now; reward there [b]
+) -> tuple:             # bool [b, Q, cols, rows], in a mode of now; reward there [b]
     "Of all places that can be reached, the one of which the reward head says most."
     by_mode = lambda places: places.unflatten(1, (model.modes, -1))
     ever = by_mode(reachable(now, scene.steps)).any(1)          # in any mode
@@ -380,7 +382,7 @@ def best_place(
 # %% ../nbs/17_benchmark.ipynb #c1e00013
 def draw_place(
     model: ChainDenoiser,
-    place: torch.Tensor,  # bool [b, K, cols, rows], one place each
+    place: torch.Tensor,  # bool [b, Q, cols, rows], one place each
     scene: Scene,         # of b scenes
 ) -> torch.Tensor:        # [b, D]
     "The latent of a frame: the mover in this place, all else as its mode shows it."
@@ -420,7 +422,7 @@ class SearchAgent(ChainAgent):
         if self.plan is None: super().act_batch(obs)  # for the record, not followed
         model = self.planner.model
         scene = model.observe(obs.to(self.planner.device))
-        scene = believable(model, scene, self.config)
+        scene = without_doubtful_steps(model, scene, self.config)
         at, way = _likeliest(model.places_now(scene)), [model.latent_now(scene)]
         best = best_place(model, at, scene)[0].any(1, keepdim=True)
         left = steps_to(best.expand_as(at), scene.steps[:, 1])  # any kind, any mode

@@ -209,12 +209,14 @@ def draw_board(
     board: torch.Tensor,  # int64 [M+1, H]
     ax=None,              # matplotlib axes; default a new figure
     title: str = '',
+    K: int = None,        # pure noise, the darkest shade; default the board's largest
 ):                        # the axes
     "A board as shades: columns are environment time, rows iterations, dark is noise."
     import matplotlib.pyplot as plt
     _a_board(board)
     ax = ax or plt.subplots(figsize=(2.2, 2.2))[1]
-    ax.imshow(board, cmap='cividis_r', vmin=0, aspect='auto', interpolation='nearest')
+    ax.imshow(board, cmap='cividis_r', vmin=0, vmax=K, aspect='auto',
+              interpolation='nearest')
     ax.set(title=title, xlabel='token (now → future)', ylabel='iteration ↓',
            xticks=[], yticks=[])
     return ax

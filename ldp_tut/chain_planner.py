@@ -6,7 +6,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/chain_planner.html.md"""
 
 # %% auto #0
 __all__ = ['single_steps', 'check_replan', 'check_counts', 'PlanConfig', 'open_env', 'check_values', 'read_images', 'read_image',
-           'believable', 'first_change', 'ChainWorld', 'arrival_at', 'earliest_likely', 'best_discounted',
+           'without_doubtful_steps', 'first_change', 'ChainWorld', 'arrival_at', 'earliest_likely', 'best_discounted',
            'scenery_by_then', 'Arrival', 'ChainPlanner', 'ChainAgent', 'save_agent', 'load_pretrained']
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00005
@@ -144,7 +144,7 @@ def read_image(obs, config: ChainConfig) -> torch.Tensor:
     return read_images(np.asarray(image)[None], config)[0]
 
 # %% ../nbs/14b_chain_planner.ipynb #b1e00020
-def believable(
+def without_doubtful_steps(
     model: ChainDenoiser,
     scene: Scene,
     config: PlanConfig,
@@ -202,7 +202,8 @@ class ChainWorld:
 
     def scene(self, seen: Seen) -> Scene:
         "All that is known of the frames, with what now says to later steps."
-        scene = believable(self.model, self.model.scene_of(seen.state), self.config)
+        scene = self.model.scene_of(seen.state)
+        scene = without_doubtful_steps(self.model, scene, self.config)
         return self.model.with_messages_from_now(scene)
 
     def encode(self, seen): return self.model.world.embed(seen.state.argmax(1))

@@ -316,7 +316,7 @@ def run_collect(a) -> dict:
     from ldp_tut.store import TrajectoryStore
     store, began = TrajectoryStore(a.out), time.perf_counter()
     _writable(a.out)
-    have = store.cards() if store.shards() else []
+    have = store.cards_of(a.env)
     policy = a.policy or usual_policy(a.env)
     about = dict(env_id=a.env, policy=policy, seed=a.seed)
     if any(about.items() <= card.items() for card in have):

@@ -521,12 +521,12 @@ class Windows:
 
     def frames(self,
         episode: np.ndarray,  # int [...]: episodes
-        time: np.ndarray,     # int [...]: step of each, clipped to the episode's end
+        time: np.ndarray,     # int [...]: step of each, clipped to the episode
     ) -> torch.Tensor:        # [..., W, H, 3], pixels [..., 8 H, 8 W, 3], or vectors
         "Observations; of rooms rebuilt from the layout, the logged changes, the pose."
         episode, time = np.broadcast_arrays(episode, time)
         shape, episode = episode.shape, episode.ravel()
-        time = np.minimum(time.ravel(), self.length[episode])
+        time = np.clip(time.ravel(), 0, self.length[episode])
         draw = self._rebuilt if not self.flat else self._observed
         picture = draw(episode, time)
         return picture.reshape(*shape, *picture.shape[1:])
@@ -583,7 +583,8 @@ class Slices:
     ):                          # the last state and zero actions
         check_sliceable(check_data(data), stride)
         self.stride, self.absorb = stride, absorb
-        self.dims = data.observation.shape[-1] + stride * data.action_dims
+        self.state_dim, self.action_dim = data.observation.shape[-1], data.action_dims
+        self.dims = self.state_dim + stride * self.action_dim
         def tensor(x): return torch.from_numpy(np.require(x, requirements='CW'))
         self.observation = tensor(data.observation).float()
         self.action = tensor(data.action_vectors())

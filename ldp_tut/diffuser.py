@@ -96,10 +96,11 @@ def check_tokens(x: torch.Tensor, dims: int, multiple: int):
                          f'use a multiple of {multiple}, for instance {-(-H // multiple) * multiple}')
 
 def check_slices(slices: Slices, config):
-    "Raise `ValueError` where a window's tokens are not the configuration's."
-    if slices.dims != config.dims:
-        raise ValueError(f'the slices have {slices.dims} numbers a token, the configuration {config.dims}: '
-                         'do their strides agree?')
+    "Raise `ValueError` where a window's states, actions or stride are not the configuration's."
+    have, want = (f'{c.state_dim} numbers a state, {c.action_dim} an action, and a stride of {c.stride}'
+                  for c in (slices, config))
+    if have != want: raise ValueError(f'the slices have {have}; the configuration {want}')
+    return slices
 
 def check_plan_lengths(tokens: tuple, multiple: int) -> tuple:
     "Raise `ValueError` unless these are a shortest and a longest plan that the network can halve."
@@ -194,8 +195,8 @@ class DiffuserConfig:
     def __post_init__(self):
         check_count(self.state_dim, 'state_dim'), check_count(self.stride, 'stride')
         check_count(self.width, 'width'), check_count(self.K, 'K')
-        (check_positive(self.shift, 'shift'),
-         check_finite(self.action_weight, 'action_weight'))
+        check_positive(self.shift, 'shift')
+        check_finite(self.action_weight, 'action_weight')
         check_count(self.action_dim, 'action_dim', 0)
         check_count(self.goal_dims, 'goal_dims', 0, self.state_dim)
 

@@ -146,18 +146,18 @@ class Scene(NamedTuple):
     """All that is worked out once per plan about the current frame, for b scenes.
 
     `contents` leaves the mover apart: what cells hold if it is elsewhere, and its looks
-    there. K is G times the modes; `mode_shows` is what each adds to the scenery. The
+    there. Q is G times the modes; `mode_shows` is what each adds to the scenery. The
     last four may be empty; the last one is about where B plans end."""
     cell_features: torch.Tensor  # [b, F, cols, rows], where the layers start
     contents: torch.Tensor       # [b, V, cols, rows], log: what cells hold
     place_vectors: torch.Tensor  # [b, places, place_dim]: what it means to be there
-    steps: torch.Tensor          # [b, 2, K, K + 4, cols, rows]: shares, first and later
+    steps: torch.Tensor          # [b, 2, Q, Q + 4, cols, rows]: shares, first and later
     mode_shows: torch.Tensor     # [b, modes, V - M, cols, rows], logits
     seen: torch.Tensor           # [b, V, cols, rows], the frame, a channel per content
     other: torch.Tensor          # [b, V, cols, rows]: what would mean a change
     log_unchanged: torch.Tensor  # [b]: that nothing has changed, if nothing is known
-    from_now: torch.Tensor       # [b, longest + 1, K, cols, rows], log: messages
-    from_far: torch.Tensor       # [B, K, cols, rows]: what clean far tokens say
+    from_now: torch.Tensor       # [b, longest + 1, Q, cols, rows], log: messages
+    from_far: torch.Tensor       # [B, Q, cols, rows]: what clean far tokens say
 
 # %% ../nbs/14_exact.ipynb #a1e00020
 SHARP = 5.  # logits of the scene may move this much faster than an optimiser's step lets a weight
@@ -405,7 +405,7 @@ class TokenEvidence(OneMoverModel):
         return self.world.embed(scene.seen.argmax(1))
 
     def places_now(self, scene):
-        "Where the mover is now, and in which mode the world is: logits [b, K, ...]."
+        "Where the mover is now, and in which mode the world is: logits [b, Q, ...]."
         k = scene.seen.new_zeros(len(scene.seen), 1).long()
         place, _, fits = self.of_itself(self.latent_now(scene)[:, None], k, scene)
         return self.own_state(place, fits, k, k.float(), scene)[0][:, 0]

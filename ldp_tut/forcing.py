@@ -219,7 +219,7 @@ def forcing_loss(
     It is averaged over the tokens that count."""
     error = (check_like(prediction.x0, 'prediction.x0', x0, 'x0') - x0).pow(2).mean(-1)
     if weight is None: return error.mean()
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+    return (error * weight).sum() / weight.sum().clamp(min=1e-12)
 
 # %% ../nbs/09_forcing.ipynb #867359fa
 def _roll_board(own, facts, level):

@@ -111,7 +111,7 @@ class GridDensity:
             e = -off ** 2 / (2 * (1 - a)).clamp(min=1e-9)
             return (e - e.max(-1, keepdim=True).values).exp()
         across, along = kernel(0), kernel(1)                       # [B, cells] each
-        # over the second axis
+        # summed over the first axis: a number for each cell of the second
         rows = across @ self.p
         total = (rows * along).sum(-1).clamp(min=1e-300)
         first = ((across * self.side) @ self.p * along).sum(-1) / total

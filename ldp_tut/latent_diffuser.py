@@ -25,7 +25,7 @@ from .board import as_floats, check_between, check_count, check_finite, check_po
 from .checkpoints import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from .data import Normaliser, Slices, returns_to_go
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, last, sample, seeded_noise
-from .diffuser import TemporalUNet
+from .diffuser import TemporalUNet, check_slices
 from .forcing import Block, fourier
 from .guidance import ClassifierGuide
 from .records import Trajectories, check_data
@@ -209,7 +209,7 @@ class Segments:
     enough, because returns are too low there."""
     def __init__(self, data: Trajectories, config: LatentConfig):
         self.slices = Slices(check_paid(check_data(data)), config.stride, absorb=True)
-        self.config, s = config, self.slices
+        self.config, s = config, check_slices(self.slices, config)
         self.to_go = torch.from_numpy(returns_to_go(data, config.discount))
         # a window covers T tokens, and the state after them is there too
         room = s.length - config.steps + 1
@@ -371,7 +371,7 @@ def decode_plans(
 ) -> dict:              # state [B, T, S], action [B, T, stride, A], reward, to_go
     "What latent plans mean, in the data's units."
     c = model.config
-    start = model.tokens(check_states(state, c.state_dim))
+    start = model.tokens(check_states(state, c.state_dim).to(model.tokens.centre))
     read = model.vae.decoder
     token = model.tokens.inverse(read.tokens(read(model.latents.inverse(z), start)))
     action = token[..., c.state_dim:-2].unflatten(-1, (c.stride, c.action_dim))
@@ -399,6 +399,7 @@ class LatentTraining:
         for name in ('vae', 'prior', 'value', 'energy', 'batch', 'support'):
             check_count(getattr(self, name), name)
         check_count(self.candidates, 'candidates, M,', 2)
+        check_count(self.support, 'support', 2), check_count(self.seed, 'seed', 0)
         check_beta(self.beta_support), check_positive(self.beta_most, 'beta_most')
 
 def _stage(model, loss, batches, stage, how, progress, run=None):
@@ -493,7 +494,8 @@ def support_of(
     token = model.tokens(rows['token'])
     z = model.latents(model.vae.encoder(token)[0])
     many = rows['after'].repeat_interleave(check_count(candidates, 'candidates', 2), 0)
-    drawn = draw_latents(model, many, iterations=iterations, seeds=seed * 1_000_003)
+    seed = seed * 1_000_003 % 2**40
+    drawn = draw_latents(model, many, iterations=iterations, seeds=seed)
     return SupportSet(z, token[:, 0, :c.state_dim], rows['gain'],
                       model.tokens(rows['after']), rows['over'],
                       drawn.view(size, candidates, c.latents, c.latent_dim))
@@ -591,7 +593,7 @@ class LatentPlanner:
         "Latents [B, L, D] for states [B, S], the best of each state's draws."
         many = state.repeat_interleave(self.best_of, 0)
         known = self.model.tokens(many)
-        first = self.seed * 1_000_003 + self.time * 10_007
+        first = (self.seed * 1_000_003 + self.time * 10_007) % 2**40
         seeds = [first + i for i in range(len(many))]
         if self.seeds:
             seeds = [first + s * 1_009 + i for s in self.seeds
@@ -606,7 +608,7 @@ class LatentPlanner:
     @torch.no_grad()
     def __call__(self, state) -> torch.Tensor:  # float [B, A], in the data's units
         c, model = self.model.config, self.model
-        state = check_states(state, c.state_dim)
+        state = check_states(state, c.state_dim).to(model.tokens.centre)
         token, part = divmod(self.time % (self.every * c.stride), c.stride)
         if (token or part) and len(state) != len(self.features):
             raise ValueError(f'{len(state)} states for {len(self.features)} plans: '
@@ -635,11 +637,16 @@ def load_latent_diffuser(path) -> LatentDiffuser:
     if card.get('kind') != 'latent diffuser':
         raise CheckpointError(f'{path} is not a LatentDiffuser (it is a '
                               f'{card.get("kind")!r})')
-    known = {f.name for f in fields(LatentConfig)}
-    if unknown := sorted(set(card['config']) - known):
+    said, known = card.get('config'), {f.name for f in fields(LatentConfig)}
+    if not isinstance(said, dict):
+        raise CheckpointError(f'{path} has no configuration in its card: '
+                              'train it again')
+    if unknown := sorted(set(said) - known):
         raise CheckpointError(f'{path} was made by a newer version: this one does not '
                               f'know {", ".join(unknown)}; update ldp_tut')
-    model = LatentDiffuser(LatentConfig(**card['config']))
+    try: model = LatentDiffuser(LatentConfig(**said))
+    except (TypeError, ValueError) as e:
+        raise CheckpointError(f'{path} has no usable configuration ({e})') from e
     load_weights(model, tensors, path)
     return model.eval()
 

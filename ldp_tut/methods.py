@@ -216,7 +216,7 @@ def make_diffuser(data, recipe, out, seed, device, progress) -> tuple:
                            how, recipe.batch, _run(out, 'diffuser'), device, progress)
     with weights_from(seed): model = ScoredDiffuser(config, tokens, model.cpu())
     fit_returns(model, segments, steps, seed, _run(out, 'returns'), progress)
-    execute = max(stride, 8 // stride * stride)
+    execute = min(max(stride, 8 // stride * stride), tokens * stride)
     return model.eval(), MethodPlan(execute=execute, candidates=16)
 
 # %% ../nbs/20b_methods.ipynb #m0000020

@@ -17,6 +17,7 @@ __all__ = ['NETS', 'POLICIES_BY_NAME', 'GOAL_POSE', 'EDGE', 'Detour', 'detour_de
 import csv
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 
 import gymnasium as gym
@@ -84,9 +85,8 @@ def detour_demonstrations(
     wait = rng.integers(hesitate[0], hesitate[1] + 1, n)
     seen, done, length = [world.at], [], np.zeros(n, np.int64)
     while world.live.any() and len(done) < 80:
-        x = world.at[:, 0]
         side = np.stack([np.zeros(n), .72 * way], 1)
-        target = np.where((x < -.05)[:, None], side, world.goal)
+        target = np.where(world.at[:, :1] < -.05, side, world.goal)
         ahead = target - world.at
         step = .08 * ahead / np.linalg.norm(ahead, axis=1, keepdims=True)
         step += noise * rng.standard_normal((n, 2))
@@ -95,7 +95,7 @@ def detour_demonstrations(
         done.append(step); seen.append(world.step(step))
     seen, done = np.stack(seen, 1), np.stack(done, 1)
     return Trajectories.from_padded(seen, done, np.zeros(done.shape[:2]), length,
-                                    np.ones(n, bool))
+                                    world.hit | world.won)
 
 # %% ../nbs/10_policy.ipynb #p0000021
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class PolicyConfig:
     To: int = 2             # observations it looks back on
     Tp: int = 16            # actions it predicts
     Ta: int = 8             # actions executed before it looks again
-    net: str = 'film'       # of a `DiffusionPolicy`: 'film' (U-Net), 'transformer' or
-                            # 'perceptron'
+    net: str = 'film'       # 'film' (U-Net), 'transformer' or 'perceptron'
     width: int = 64         # channels
     depth: int = 3          # layers of perceptrons, blocks of transformers
     mults: tuple = (1, 2)   # channels of a U-Net's stages, in widths
@@ -320,7 +319,8 @@ class NearestNeighbour(Policy):
                    (data.observation, data.action_vectors()))
         super().__init__(config, Normaliser.limits(see), Normaliser.limits(do))
         see, do = ActionWindows(data, config.To, config.Tp).every()
-        self.keys, self.values = self.see(see).flatten(1), self.do(do)
+        self.register_buffer('keys', self.see(see).flatten(1), persistent=False)
+        self.register_buffer('values', self.do(do), persistent=False)
 
     def propose(self, known, seeds):
         return self.values[torch.cdist(known, self.keys).argmin(1)]
@@ -507,17 +507,17 @@ def load_policy(path) -> Policy:
     tensors, card = load_checkpoint(path)
     if card.get('kind') != 'policy':
         raise CheckpointError(f'{path} is not a policy (it is a {card.get("kind")!r})')
-    had = as_it_was(card['config'])
-    try: model = POLICIES_BY_NAME[card['policy']](PolicyConfig(**had))
-    except (KeyError, TypeError, ValueError) as e:
+    try:
+        config = PolicyConfig(**as_it_was(card['config']))
+        model = POLICIES_BY_NAME[card['policy']](config)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f'{path} has no usable configuration ({e})') from e
     load_weights(model, tensors, path)
     return model.eval()
 
 # %% ../nbs/10_policy.ipynb #p00000a6
 def policy_rows(task: str) -> list:
-    """The rows of `policy.csv` of one task, such as 'fork' or 'pusht';
-    numbers as floats."""
+    "The rows of `policy.csv` of a task ('fork', 'pusht', …); numbers as floats."
     with asset('policy.csv').open() as f: rows = [r for r in csv.DictReader(f)]
     text = ('task', 'policy')
     return [{k: v if k in text else float(v or 'nan') for k, v in r.items()}
@@ -615,22 +615,22 @@ def play_pusht(
     seed: int = 0,         # of the policy's own draws
 ) -> dict:                 # score and steps of each episode; seconds per action
     "Play PushT in as many worlds as there are seeds, side by side."
-    check_count(len(seeds), 'the number of seeds')
-    worlds, agent = [make_pusht() for _ in seeds], Receding(policy, Ta, seed)
-    state = np.stack([w.reset(seed=int(s))[0] for w, s in zip(worlds, seeds)])
-    score, used = np.zeros(len(seeds)), np.zeros(len(seeds), int)
-    live, thinking = np.ones(len(seeds), bool), 0.
-    for _ in range(steps):
-        began = time.perf_counter()
-        action = from_block(agent.act(pusht_features(state)), state)
-        thinking += time.perf_counter() - began
-        for i in np.flatnonzero(live):
-            state[i], reward, ended, *_ = worlds[i].step(np.clip(action[i], 0, 512))
-            score[i], used[i], live[i] = max(score[i], reward), used[i] + 1, not ended
-        if not live.any(): break
-    for w in worlds: w.close()
-    seconds = thinking / len(seeds) / max(1, used.max())
-    return dict(score=score, steps=used, seconds=seconds)
+    n = check_count(len(seeds), 'the number of seeds')
+    agent, thinking = Receding(policy, Ta, seed), 0.
+    score, used, live = np.zeros(n), np.zeros(n, int), np.ones(n, bool)
+    with ExitStack() as stack:  # closes the worlds, whatever happens
+        worlds = [stack.enter_context(make_pusht()) for _ in seeds]
+        state = np.stack([w.reset(seed=int(s))[0] for w, s in zip(worlds, seeds)])
+        for _ in range(steps):
+            began = time.perf_counter()
+            action = from_block(agent.act(pusht_features(state)), state)
+            thinking += time.perf_counter() - began
+            for i in np.flatnonzero(live):
+                state[i], reward, ended, *_ = worlds[i].step(np.clip(action[i], 0, 512))
+                score[i], live[i] = max(score[i], reward), not ended
+                used[i] += 1
+            if not live.any(): break
+    return dict(score=score, steps=used, seconds=thinking / n / max(1, used.max()))
 
 # %% ../nbs/10_policy.ipynb #p00000b1
 def as_positions(data: Trajectories) -> Trajectories:

@@ -476,7 +476,7 @@ def check_actions(action, space, count):
         raise ValueError(f'actions of {space} are integers, the policy returned {action.dtype}')
     if isinstance(space, Discrete) and not ((action >= space.start) & (action < space.start + space.n)).all():
         raise ValueError(f'the policy returned an action outside {space}: {action.tolist()}')
-    return action.astype(space.dtype, copy=False)
+    return action.astype(space.dtype)  # a copy: the policy may use its own array again
 
 # %% ../nbs/95_records.ipynb #d10c0015
 def place_values(channels: int) -> np.ndarray:

@@ -119,11 +119,11 @@ def claim_holds(claimed: dict, measured: dict) -> bool:
     if n > 3:
         alike = abs(least) * (math.sqrt((1 - share) / share) if share else 1.)
         spread = (statistics.stdev(paid) or alike) * math.sqrt((n - 1) / (n - 3) / n)
-    longest = 1.05 * claimed.get('steps_over_optimum', math.inf)
+    # none where nothing was solved
+    longest = 1.05 * (claimed.get('steps_over_optimum') or math.inf)
     return (measured['success'] >= share - max(3 * error, 1 / 20)
             and measured['mean_return'] >= least - max(3 * spread, abs(least) / 20)
-            # NaN where nothing was solved
-            and not measured.get('steps_over_optimum', 0.) > longest)
+            and not (measured.get('steps_over_optimum') or 0.) > longest)
 
 # %% ../nbs/20c_reports.ipynb #r0000033
 def worth_a_film(walks):

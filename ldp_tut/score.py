@@ -27,6 +27,8 @@ def _check_mixture(weights, means, covariances):
         raise ValueError(f'weights must be {C} positive numbers, got {weights.tolist()}')
     if covariances.shape != (C, H * D, H * D):
         raise ValueError(f'covariances must be [C, H*D, H*D] = {[C, H * D, H * D]}, got {list(covariances.shape)}')
+    if not torch.allclose(covariances, covariances.mT, rtol=1e-4, atol=1e-6):
+        raise ValueError('covariances must be symmetric and positive definite')
     try: return torch.linalg.cholesky(covariances.double())
     except RuntimeError as e: raise ValueError('covariances must be symmetric and positive definite') from e
 
@@ -198,7 +200,7 @@ def annealed_langevin(
     Raises `ValueError` unless the levels fall and stay above 0."""
     ratio, variance = check_positive(ratio, 'ratio'), (1 - schedule.alpha_bar).tolist()
     for k in _falling_levels(levels, schedule.K):
-        level = torch.full(x.shape[:2], k)
+        level = torch.full(x.shape[:2], k, device=x.device)
         def here(x): return score(x, level)
         for x in langevin(here, x, steps, ratio * variance[k], generator): pass
         yield k, x
@@ -224,7 +226,8 @@ def flow_log_prob(
     sigma, total = ((1 - a) / a).sqrt(), 0.
     for k in range(1, schedule.K):
         leaf = y.detach().requires_grad_()
-        guess = denoise(leaf * a[k].sqrt(), torch.full(x.shape[:2], k), None)
+        level = torch.full(x.shape[:2], k, device=x.device)
+        guess = denoise((leaf * a[k].sqrt()).to(x.dtype), level, None).double()
         trace, growth = _jacobian_trace(guess, leaf), sigma[k + 1] / sigma[k]
         y = guess.detach() + (y - guess.detach()) * growth
         total = total + (n - trace) * growth.log()
@@ -257,7 +260,9 @@ class ModelBasedDenoiser:
     @torch.no_grad()
     def __call__(self, x, k, times=None):
         a, N = self.schedule.at(k, x), self.candidates
-        noise = torch.randn(N, *x.shape, generator=self.generator)
+        device = self.generator.device if self.generator else x.device
+        noise = torch.randn(N, *x.shape, dtype=x.dtype, device=device,
+                            generator=self.generator).to(x.device)
         guesses = a.sqrt() * x + (1 - a).sqrt() * noise
         cost = self.cost(rearrange(guesses, 'n b ... -> (n b) ...')).view(N, -1)
         return torch.einsum('nb,nb...->b...', self.weigh(cost).to(x), guesses)

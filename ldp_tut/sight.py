@@ -10,6 +10,7 @@ __all__ = ['make_pusht_pictures', 'draw_states', 'pusht_pictures', 'check_sight'
 
 # %% ../nbs/10b_sight.ipynb #s0000005
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 import gymnasium as gym
@@ -224,14 +225,15 @@ def play_pictures(
 ) -> np.ndarray:           # highest reward of each episode
     "Play PushT from its pictures, in as many worlds as there are seeds, side by side."
     check_count(len(seeds), 'the number of seeds')
-    worlds, agent = [make_pusht_pictures(side) for _ in seeds], Receding(policy, Ta)
-    seen = np.stack([w.reset(seed=int(s))[0] for w, s in zip(worlds, seeds)])
-    score, live = np.zeros(len(seeds)), np.ones(len(seeds), bool)
-    for _ in range(steps):
-        place = np.clip(agent.act(seen), 0, 512)
-        for i in np.flatnonzero(live):
-            seen[i], reward, ended, *_ = worlds[i].step(place[i])
-            score[i], live[i] = max(score[i], reward), not ended
-        if not live.any(): break
-    for w in worlds: w.close()
+    agent, score = Receding(policy, Ta), np.zeros(len(seeds))
+    live = np.ones(len(seeds), bool)
+    with ExitStack() as stack:  # closes the worlds, whatever happens
+        worlds = [stack.enter_context(make_pusht_pictures(side)) for _ in seeds]
+        seen = np.stack([w.reset(seed=int(s))[0] for w, s in zip(worlds, seeds)])
+        for _ in range(steps):
+            place = np.clip(agent.act(seen), 0, 512)
+            for i in np.flatnonzero(live):
+                seen[i], reward, ended, *_ = worlds[i].step(place[i])
+                score[i], live[i] = max(score[i], reward), not ended
+            if not live.any(): break
     return score

@@ -7,11 +7,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/stores.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'NEEDED', 'UNREADABLE', 'StoreError', 'as_json', 'file_sum', 'write_shard', 'read_shard', 'check_plain',
            'broken', 'check_kind', 'read_array', 'TrajectoryStore', 'check_shard_name', 'check_any', 'cannot_write',
-           'check_storable', 'check_same', 'check_fits', 'import_minari', 'id_taken', 'to_minari', 'minari_buffers',
-           'box_of', 'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows', 'check_found', 'check_episode',
-           'grid_episodes', 'to_folder', 'from_folder', 'load_data', 'from_store_or_folder', 'from_local_minari',
-           'check_there', 'check_no_rooms', 'check_empty', 'check_files', 'read_episode', 'check_one_kind',
-           'count_actions']
+           'check_storable', 'check_world', 'check_same', 'check_fits', 'import_minari', 'id_taken', 'to_minari',
+           'minari_buffers', 'box_of', 'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows', 'check_found',
+           'check_episode', 'grid_episodes', 'to_folder', 'from_folder', 'load_data', 'from_store_or_folder',
+           'from_local_minari', 'check_there', 'check_no_rooms', 'check_empty', 'check_files', 'read_episode',
+           'check_one_kind', 'count_actions']
 
 # %% ../nbs/94_stores.ipynb #d20s0005
 import json
@@ -91,7 +91,7 @@ def read_array(file, total, check):
         if check and file_sum(file) != total: raise broken(file, 'does not match its checksum (cut off or altered)')
         return np.load(file, mmap_mode='r', allow_pickle=False)
     except StoreError: raise
-    except (OSError, ValueError) as e: raise broken(file, f'cannot be read ({e})') from e
+    except (OSError, ValueError, EOFError) as e: raise broken(file, f'cannot be read ({e})') from e
 
 # %% ../nbs/94_stores.ipynb #d20s0012
 class TrajectoryStore:
@@ -113,6 +113,12 @@ class TrajectoryStore:
             raise broken(shard, f'has no readable card.json ({e})') from e
 
     def cards(self): return [self.card(s) for s in self.shards()]
+
+    def cards_of(self, env_id: str) -> list:
+        "Cards of all shards; `StoreError` where they are another environment's."
+        cards = self.cards()
+        if cards: check_world(self.path, cards[0], env_id)
+        return cards
 
     def writing(self) -> FileLock:
         "The right to write, for `with`; a killed process gives it back."
@@ -155,7 +161,8 @@ class TrajectoryStore:
                     if shard.suffix == '.part': raise StoreError('half written')
                     read_shard(shard, self.card(shard), True)
                 except StoreError:
-                    count = len([*self.path.glob('broken-*')])
+                    had = [p.name.split('-')[1] for p in self.path.glob('broken-*')]
+                    count = 1 + max((int(n) for n in had if n.isdecimal()), default=-1)
                     os.replace(shard, shard.with_name(f'broken-{count}-{shard.name}'))
                     aside.append(shard.name)
         return aside
@@ -188,11 +195,15 @@ def check_storable(episodes, card):
     except ValueError as e: raise StoreError(str(e)) from None
     return kind
 
+def check_world(path, old, env_id):
+    if old['env_id'] != env_id:
+        raise StoreError(f'{path} holds {old["env_id"]}, not {env_id}: choose another folder')
+
 def check_same(path, old, card, kind):
     "Does a new shard belong to those that are there?"
-    if old['env_id'] != card['env_id'] or old.get('kind', 'grid').replace('vector', 'flat') != kind:
-        raise StoreError(f'{path} holds {old["env_id"]}, not {card["env_id"]} (or another kind of record, {kind}): '
-                         'choose another folder')
+    check_world(path, old, card['env_id'])
+    if old.get('kind', 'grid').replace('vector', 'flat') != kind:
+        raise StoreError(f'{path} holds {old["env_id"]} in another kind of record than {kind}: choose another folder')
 
 def check_fits(shard, card, episodes):
     "Have new rows the shapes of those that are there?"
@@ -448,6 +459,8 @@ def read_episode(file):
     missing = [k for k in NEEDED if k not in parts]
     if missing: raise ValueError(f'{file} has the keys {sorted(parts)}, and {", ".join(missing)} is missing: '
                                  f'an episode needs {", ".join(NEEDED)}')
+    if flat := [k for k in ('observation', 'action') if not parts[k].ndim]:
+        raise ValueError(f'{flat[0]} in {file} must be one row a step, got a single number')
     for k in ('reward', 'terminated', 'actions'):
         if k not in parts or parts[k].ndim == (k == 'reward') or k == 'terminated' and parts[k].ndim == 1: continue
         what = 'one number' if k == 'actions' else 'one number a step'
@@ -464,8 +477,10 @@ def read_episode(file):
     return parts
 
 def check_one_kind(files, parts):
-    "Raises `ValueError` with the first file whose arrays have other shapes than those of the first one."
-    def kind(p): return {n: list(p[n].shape[1:]) if n in p else None for n in ('observation', 'action', 'goal')}
+    "Raises `ValueError` with the first file unlike the first one, in the shapes of arrays, or as bytes or floats."
+    def kind(p):
+        shapes = {n: list(p[n].shape[1:]) if n in p else None for n in ('observation', 'action', 'goal')}
+        return shapes | {'numbers of type': str(p['observation'].dtype)}
     for file, part in zip(files, parts):
         other = [f'{n} {v}, not {kind(parts[0])[n]}' for n, v in kind(part).items() if v != kind(parts[0])[n]]
         if other: raise ValueError(f'{file} is unlike {files[0].name} (a row of {"; ".join(other)}): they cannot be '

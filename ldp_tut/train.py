@@ -224,9 +224,8 @@ def _save_run(path, model, ema, optimiser, card):
 
 def _run_bytes(model):
     "The size of that file: weights and average, and two moments of what is trained."
-    weights, trained = (model.state_dict().values(),
-                        [p for p in model.parameters() if p.requires_grad])
-    return 2 * sum(t.nbytes for t in [*weights, *trained])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return 2 * sum(t.nbytes for t in [*model.state_dict().values(), *trained])
 
 def _part(tensors, prefix):
     return {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}
@@ -420,9 +419,16 @@ class BatchStream:
 
     def __call__(self, step: int, generator=None):
         want = step * self.share[1] + self.share[0]
+        if want < self.at: self._begin_anew(want)
         if self.at == 0: self._skip_epochs(want)
         while self.at <= want: batch = self._draw()
         return batch
+
+    def _begin_anew(self, want):
+        if isinstance(self.source, Iterator):
+            raise ValueError(f'batch {want} of this iterator was drawn before: give a '
+                             'list, a DataLoader or a function')
+        self.iterator, self.at, self.in_epoch = None, 0, 0
 
     def _skip_epochs(self, want):
         "Whole epochs need not be drawn, where their length is known."
@@ -491,10 +497,9 @@ def fit(
     ema = EMA(model, config.ema)
     card = _begin(path, _new_card(config, recipe), model, ema, optimiser)
     start, before, saved = card['step'], card['seconds'], card['step']
-    loss_fn, run = (torch.compile(loss_fn) if config.compile else loss_fn,
-                    Run(model, card=card))
-    end, began = (min(config.steps, config.steps if stop_at is None else stop_at),
-                  time.perf_counter())
+    if config.compile: loss_fn = torch.compile(loss_fn)
+    end = config.steps if stop_at is None else min(config.steps, stop_at)
+    run, began = Run(model, card=card), time.perf_counter()
     bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train',
                mininterval=1., dynamic_ncols=True,
                disable=None if progress and accelerator.is_main_process else True)
@@ -529,7 +534,8 @@ def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, trie
     for step in range(tries + 1):
         if step == 1: began = time.perf_counter()
         batch = _to_device(batches(step, torch.Generator().manual_seed(step)), device)
-        with autocast: loss = sum(loss_fn(model, batch, g).values())
+        with autocast: parts = loss_fn(model, batch, g)
+        loss = sum(parts.values()) if isinstance(parts, dict) else parts
         loss.backward(); optimiser.step(); optimiser.zero_grad()
         float(loss)  # a clock would not wait for a GPU
     return max(10, round(60 * minutes * tries / (time.perf_counter() - began)))

@@ -310,6 +310,8 @@ def test_a_claim_holds_within_what_chance_explains_and_no_further():
     walked = measured | dict(steps_over_optimum=1.2)
     assert claim_holds(dict(success=0., steps_over_optimum=1.19), walked)
     assert not claim_holds(dict(success=0., steps_over_optimum=1.1), walked)
+    nothing = dict(success=0., mean_return=0., steps_over_optimum=None)
+    assert claim_holds(nothing, nothing | dict(rows=[dict(**{'return': 0.})] * 8)), 'nothing was solved, and nothing claimed'
 
 
 def test_help_and_mistakes_do_not_wait_for_torch():

@@ -891,3 +891,61 @@ def test_a_wanderer_goes_where_it_can_get_to_and_so_through_a_door():
     assert len({tuple(t) for t in drawn[:, 0].tolist()}) > 4, 'in both rooms'
     sheet = torch.stack([random_cells(room.cells, torch.Generator().manual_seed(s)) for s in range(5)])
     assert (distance_to(room.cells, sheet[0])[i, room.pose[:, 2], start[:, 0], start[:, 1]] >= FAR).any()
+
+
+class Running(gym.Env):
+    "Moves by what is done; five steps an episode."
+    observation_space, action_space = gym.spaces.Box(-9., 9., (1,)), gym.spaces.Box(-1., 1., (1,))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = np.zeros(1, np.float32), 0
+        return self.x, {}
+
+    def step(self, action):
+        self.x, self.t = self.x + action, self.t + 1
+        return self.x.astype(np.float32), 0., False, self.t == 5, {}
+
+
+def test_a_policy_may_use_its_own_array_again():
+    buffer = np.zeros((8, 1), np.float32)
+    def policy(seen):
+        buffer[:] += .1
+        return buffer[:len(seen)]
+    e = collect(Running, policy, episodes=1, progress=False)[0]
+    assert np.allclose(np.diff(e.observation[:, 0]), e.action[:, 0], atol=1e-6) and len(set(e.action[:, 0].tolist())) == 5
+
+
+def test_frames_before_an_episode_are_its_first():
+    data = small(lengths=[4, 4])
+    assert torch.equal(Windows(data).frames(np.array([1, 1, 0]), np.array([-1, 0, -3]))[[0, 0, 2]], torch.from_numpy(data.observation[[5, 5, 0]]))
+
+
+def test_bytes_and_floats_are_not_one_data_set(tmp_path):
+    about = dict(action=np.zeros(3, int), reward=np.ones(3), terminated=True)
+    np.savez(tmp_path / 'a.npz', observation=np.full((4, 8, 8, 3), 200, np.uint8), **about)
+    np.savez(tmp_path / 'b.npz', observation=np.full((4, 8, 8, 3), .5, np.float32), **about)
+    with pytest.raises(ValueError, match='numbers of type float32, not uint8'): from_folder(tmp_path)
+    np.savez(tmp_path / 'b.npz', observation=np.full((4, 8, 8, 3), 200, np.uint8), **about | dict(action=np.int64(1)))
+    with pytest.raises(ValueError, match='action in .*b.npz must be one row a step, got a single number'): from_folder(tmp_path)
+
+
+def test_an_emptied_file_of_a_store_is_said_and_set_aside_twice(tmp_path):
+    store = TrajectoryStore(tmp_path / 's')
+    for name in ('shard-00000', 'broken-0-shard-00000', 'shard-00000'):
+        if name.startswith('broken'):
+            import shutil
+            shutil.rmtree(tmp_path / 's' / name); continue
+        store.append(small(seed=1), CARD); store.append(small(seed=2), CARD)
+        for shard in store.shards()[:2]: (shard / 'reward.npy').write_bytes(b'')
+        for door in (lambda: store.load(check=False), lambda: store.append(small(seed=3), CARD)):
+            with pytest.raises(StoreError, match='reward.npy'): door()
+        assert len(store.recover()) == 2 and not store.shards()
+
+
+def test_another_worlds_store_is_refused_before_any_step(tmp_path):
+    store = TrajectoryStore(tmp_path / 's')
+    assert store.cards_of('CartPole-v1') == []
+    store.append(small(), CARD | dict(env_id='CartPole-v1'))
+    assert len(store.cards_of('CartPole-v1')) == 1
+    with pytest.raises(StoreError, match='holds CartPole-v1, not Acrobot-v1: choose another folder'): store.cards_of('Acrobot-v1')

@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings, strategies as st
 
 from ldp_tut.board import full_board
-from ldp_tut.ddpm import (add_noise, convert, cosine_schedule, fused_snr_weight, last, linear_schedule, min_snr_weight, sample,
+from ldp_tut.ddpm import (add_noise, convert, cosine_schedule, energy_distance, fused_snr_weight, last, linear_schedule, min_snr_weight, sample,
                           sample_step, shifted, sigmoid_schedule, NoiseSchedule)
 
 OURS = {'linear': linear_schedule(1000), 'squaredcos_cap_v2': cosine_schedule(1000)}
@@ -185,3 +185,10 @@ def test_a_schedule_in_half_precision_loses_no_signal(dtype):
     assert cosine_schedule(10).double().alpha_bar.dtype == torch.float64 and cosine_schedule(10).to('meta').alpha_bar.device.type == 'meta'
     k, x = torch.tensor([[1, 50, 100]]), torch.randn(1, 3, 2).to(dtype)
     for source in ('eps', 'x0', 'v'): assert convert(cosine_schedule(100).to(dtype), x, k, x, source, 'x0').isfinite().all()
+
+
+def test_energy_distance_does_not_depend_on_the_origin():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(200, 2, generator=g), .5 + torch.randn(200, 2, generator=g)
+    here = energy_distance(a, b)
+    assert abs(energy_distance(a + 4096, b + 4096) - here) < .01 * here

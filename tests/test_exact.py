@@ -9,7 +9,7 @@ from ldp_tut.data import Windows, collect
 from ldp_tut.ddpm import add_noise
 from ldp_tut.envs import AGENT, CLOSED, DOOR, EMPTY, GOAL, LAVA, OPEN, WALL, GridTwin, layouts, make_env, paint_agent, read_grid, shortest_plan, split_agent
 from ldp_tut.bench import ArgMaxPlanner, Rooms, SearchAgent, evaluate, lawful, lawful_step, promise_warning, reachable, steps_to
-from ldp_tut.chain_planner import Arrival, ChainAgent, ChainPlanner, ChainWorld, PlanConfig, believable, load_pretrained, open_env, read_image, save_agent, single_steps
+from ldp_tut.chain_planner import Arrival, ChainAgent, ChainPlanner, ChainWorld, PlanConfig, load_pretrained, open_env, read_image, save_agent, single_steps, without_doubtful_steps
 from ldp_tut.chain_training import Recipe, check_goal, plan_levels, planner_batches, planner_loss, train_planner
 from ldp_tut.exact import ChainConfig, ChainDenoiser, evidence, messages, one_step, one_step_back
 from ldp_tut.checkpoints import CheckpointError, save_checkpoint
@@ -486,13 +486,13 @@ def test_an_end_is_an_end(name, kinds):
     obs = torch.stack(Rooms(agent.env_id, range(2_000_000, 2_000_006), model.config).obs)
     with torch.no_grad():
         scene = model.observe(obs)
-        over, absorbed = model.ends(scene), believable(model, scene, PlanConfig(absorb=True)).steps
+        over, absorbed = model.ends(scene), without_doubtful_steps(model, scene, PlanConfig(absorb=True)).steps
     held = model.world.contents[scene.seen.argmax(1)][..., 0]
     end, free = torch.isin(held, torch.tensor(kinds, dtype=held.dtype)), (held == EMPTY)[:, None].expand_as(over)
     assert end.any() and over.amax(1)[end].min() > 0.95 and over[free].max() < 0.1 and over[free].mean() < 0.01
     K = absorbed.shape[2]
     torch.testing.assert_close(absorbed.sum(3), scene.steps.sum(3))
-    both = believable(model, scene, PlanConfig(absorb=True, least=0.05)).steps
+    both = without_doubtful_steps(model, scene, PlanConfig(absorb=True, least=0.05)).steps
     assert not ((both > 1e-6) & (both < 0.05)).any()
     with torch.autocast('cpu', torch.bfloat16), torch.no_grad(): assert (model.ends(model.observe(obs)) - over).abs().max() < 0.1, 'also in half precision'
     leave = lambda steps: steps[:, :, :, K:].sum(3)  # [b, 2, K, W, H], shares of steps to other cells

@@ -100,3 +100,11 @@ def test_a_transformer_says_what_it_cannot_be_built_of():
     for bad, words in ((dict(width=0), 'width must be'), (dict(depth=2.5), 'depth must be .*2.5'), (dict(width=30, heads=4), 'twice the heads'), (dict(max_time=float('nan')), 'max_time must be')):
         with pytest.raises(ValueError, match=words): ForcingConfig(**bad)
     with pytest.raises(ValueError, match='x0'): forcing_loss(Prediction(torch.zeros(1, 2, 3), {}), torch.zeros(1, 2, 2))
+
+
+@pytest.mark.parametrize('w', [1., .5, .05, 1e-4])
+def test_the_loss_is_an_average_whatever_the_weights_sum_to(w):
+    x0 = torch.zeros(1, 4, 3)
+    loss = forcing_loss(Prediction(x0 + 1, {}), x0, torch.full((1, 4), w))
+    assert abs(float(loss) - 1) < 1e-5
+    assert float(forcing_loss(Prediction(x0 + 1, {}), x0, torch.zeros(1, 4))) == 0

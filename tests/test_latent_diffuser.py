@@ -1,5 +1,6 @@
 "LatentDiffuser: the exact tilt, the energy's gradient, values inside the support, plans that do not depend on their batch."
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,12 +8,12 @@ import torch
 
 from ldp_tut.board import full_board
 from ldp_tut.book import asset
-from ldp_tut.checkpoints import CheckpointError, save_checkpoint
+from ldp_tut.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from ldp_tut.ddpm import cosine_schedule, energy_distance, last, sample
 from ldp_tut.guidance import GridDensity
 from ldp_tut.latent_diffuser import (Backup, Energy, EnergyGuide, LatentConfig, LatentPlanner, LatentTraining, Segments,
                                      SupportSet, contrastive_loss, decode_plans, draw_latents, energy_labels, load_latent_diffuser,
-                                     save_latent_diffuser, support_backup, tilted_mixture, train_latent_diffuser)
+                                     save_latent_diffuser, support_backup, support_of, tilted_mixture, train_latent_diffuser)
 from ldp_tut.records import Trajectories
 from ldp_tut.score import blobs
 
@@ -302,3 +303,21 @@ def test_each_of_the_six_experiments_has_rows():
     clock = rows_of('clock')
     for r in clock: assert float(r['one']) > 0 if r['method'] == 'milliseconds' else 0 <= float(r['success']) <= 1
     assert {r['setting'] for r in clock if r['method'] == 'drive'} == {r['setting'] for r in clock if r['method'] == 'milliseconds'}
+
+
+@pytest.mark.parametrize('shape', [dict(state_dim=3, action_dim=3), dict(action_dim=3), dict(state_dim=5)])
+def test_a_configuration_of_other_data_is_refused(shape):
+    "Also where the numbers of a token come to as many."
+    with pytest.raises(ValueError, match='the slices have 4 numbers a state, 2 an action'): Segments(walks(), replace(SMALL, **shape))
+
+
+def test_what_fails_late_is_refused_early(tmp_path, model):
+    with pytest.raises(ValueError, match='support must be'): LatentTraining(support=1)
+    with pytest.raises(ValueError, match='seed must be'): LatentTraining(seed=-1)
+    support = support_of(model, Segments(walks(), SMALL), 4, 2, seed=10**14, iterations=2)
+    assert all(x.isfinite().all() for x in vars(support).values() if torch.is_tensor(x) and x.is_floating_point())
+    save_latent_diffuser(tmp_path / 'm.safetensors', model, {})
+    tensors, card = load_checkpoint(tmp_path / 'm.safetensors')
+    for said in ({}, dict(config={n: v for n, v in card['config'].items() if n != 'action_dim'})):
+        save_checkpoint(tmp_path / 'n.safetensors', tensors, {n: v for n, v in card.items() if n != 'config'} | said)
+        with pytest.raises(CheckpointError, match='configuration'): load_latent_diffuser(tmp_path / 'n.safetensors')

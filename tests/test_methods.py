@@ -282,3 +282,8 @@ def test_training_leaves_torchs_own_generator_alone_and_does_not_ask_it(method, 
         assert torch.equal(torch.get_rng_state(), before)
         return torch.cat([p.flatten() for p in agent.model.parameters()])
     assert torch.equal(weights(1), weights(2))
+
+
+def test_a_short_plan_is_carried_out_to_its_end(cart):
+    agent = train_method('diffuser', cart, replace(TINY, tokens=4, stride=1), device='cpu', progress=False)
+    assert agent.config.execute == 4

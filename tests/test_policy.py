@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-from ldp_tut.checkpoints import CheckpointError, save_checkpoint
+from ldp_tut.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from ldp_tut.policy import (EDGE, GOAL_POSE, ActionWindows, DiffusionPolicy, Detour, FilmBlock, MixturePolicy, NearestNeighbour, PolicyConfig, Receding, RegressionPolicy,
                             as_positions, demonstrate_rooms, detour_demonstrations, from_block, load_policy, mirrored, placed, play_cloned, play_detour, play_pusht,
                             policy_rows, pusht_demonstrations, pusht_features, pusht_record, save_policy, score_of_policy, share_interval, to_block, train_policy, turned)
 from ldp_tut.records import Trajectories
-from ldp_tut.train import TrainConfig
+from ldp_tut.train import TrainConfig, fit
 
 NETS = ('film', 'transformer', 'perceptron')
 small = lambda net='perceptron', **more: PolicyConfig(3, 2, **dict(dict(To=2, Tp=8, Ta=4, net=net, width=16, depth=1, iterations=3), **more))
@@ -155,13 +155,15 @@ def test_files_that_are_no_policy_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match='no usable configuration .*Ta=99'): load_policy(tmp_path / 'b.safetensors')
 
 
-def test_training_resumes_to_the_last_bit(tmp_path):
+def test_training_resumes_to_the_last_bit(tmp_path, monkeypatch):
     data, c = detour_demonstrations(8, seed=1), PolicyConfig(2, 2, To=1, Tp=4, Ta=2, net='perceptron', width=8, depth=1)
     straight = train_policy(DiffusionPolicy, data, c, TrainConfig(steps=6), batch=8)
-    half = train_policy(DiffusionPolicy, data, c, TrainConfig(steps=6), batch=8, path=tmp_path / 'r.safetensors')
+    with monkeypatch.context() as m:
+        m.setattr('ldp_tut.policy.fit', lambda *a, **k: fit(*a, **k, stop_at=3))
+        half = train_policy(DiffusionPolicy, data, c, TrainConfig(steps=6), batch=8, path=tmp_path / 'r.safetensors')
+    assert not all(torch.equal(a, b) for a, b in zip(straight.parameters(), half.parameters())), 'it stopped half way'
     again = train_policy(DiffusionPolicy, data, c, TrainConfig(steps=6), batch=8, path=tmp_path / 'r.safetensors')
-    for a, b in zip(straight.parameters(), half.parameters()): assert torch.equal(a, b)
-    for a, b in zip(again.parameters(), half.parameters()): assert torch.equal(a, b)
+    for a, b in zip(straight.parameters(), again.parameters()): assert torch.equal(a, b)
     with pytest.raises(CheckpointError, match='batch=8, not 9'): train_policy(DiffusionPolicy, data, c, TrainConfig(steps=6), batch=9, path=tmp_path / 'r.safetensors')
 
 
@@ -331,3 +333,31 @@ def test_the_clone_of_pusht_is_what_the_chapter_says():
     assert all(np.mean([r['score'] for r in ours if r['seed'] == s]) >= .85 * script for s in (0, 1, 2))
     for other in {r['policy'] for r in rows} - {'the script itself', 'diffusion, sequence'}:
         assert score_of_policy(rows, other)[2] < low, other
+
+
+def test_who_never_arrived_was_cut_off():
+    data = detour_demonstrations(3, hesitate=(100, 100))
+    assert (data.length == 80).all() and not data.terminated.any()
+    assert detour_demonstrations(20).terminated.all()
+
+
+def test_a_card_without_a_configuration_is_said(tmp_path):
+    save_policy(tmp_path / 'p.safetensors', untrained(), {})
+    tensors, card = load_checkpoint(tmp_path / 'p.safetensors')
+    for said in ({}, dict(config=None), dict(config=dict(obs_dim=3))):
+        card = {n: v for n, v in card.items() if n != 'config'} | said
+        save_checkpoint(tmp_path / 'q.safetensors', tensors, card)
+        with pytest.raises(CheckpointError, match='no usable configuration'): load_policy(tmp_path / 'q.safetensors')
+
+
+def test_worlds_are_closed_whatever_happens(monkeypatch):
+    made, closed = [], []
+    class World:
+        def __enter__(self): made.append(self); return self
+        def __exit__(self, *error): closed.append(self)
+        def reset(self, seed): raise RuntimeError('no world')
+    monkeypatch.setattr('ldp_tut.policy.make_pusht', World)
+    with pytest.raises(RuntimeError, match='no world'): play_pusht(untrained(), [1, 2, 3])
+    assert len(made) == len(closed) == 3
+    with pytest.raises(ValueError, match='Ta'): play_pusht(untrained(), [1], Ta=99)
+    assert len(made) == 3, 'refused before any world is made'

@@ -174,3 +174,16 @@ def test_the_posterior_is_bayes_rule(k, seed):
     precision = step / (1 - step) + 1 / (1 - b)
     torch.testing.assert_close(variance, 1 / precision.view(1, 1, 1))
     torch.testing.assert_close(mean, (step.sqrt() * x / (1 - step) + b.sqrt() * x0 / (1 - b)) / precision)
+
+
+def test_covariances_have_to_be_symmetric():
+    lopsided = torch.tensor([[[1., .9], [0., 1.]]])
+    with pytest.raises(ValueError, match='symmetric'): GaussianMixture(torch.ones(1), torch.zeros(1, 1, 2), lopsided, cosine_schedule(100))
+
+
+def test_the_flow_asks_a_network_in_its_own_numbers():
+    net = torch.nn.Linear(2, 2)
+    def denoise(x, k, times): return net(x)
+    x = torch.randn(3, 1, 2, generator=torch.Generator().manual_seed(0))
+    log = flow_log_prob(denoise, x, cosine_schedule(20))
+    assert log.shape == (3,) and log.dtype == torch.float64 and log.isfinite().all()

@@ -359,3 +359,20 @@ def test_one_changed_bit_is_refused(tmp_path, dtype):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match='not those that were written'): load_checkpoint(path)
+
+
+def test_a_list_of_batches_serves_a_second_run_and_an_iterator_says_that_it_cannot():
+    from ldp_tut.train import BatchStream
+    stream = BatchStream(['a', 'b', 'c'])
+    assert [stream(s) for s in (0, 1, 2, 3)] == ['a', 'b', 'c', 'a'] and [stream(s) for s in (0, 1)] == ['a', 'b']
+    once = BatchStream(iter('abc')); once(0), once(1)
+    with pytest.raises(ValueError, match='batch 0 of this iterator was drawn before'): once(0)
+
+
+def test_the_clock_of_training_takes_a_plain_loss():
+    from ldp_tut.train import steps_in
+    net = torch.nn.Linear(2, 1)
+    def batches(step, g): return torch.ones(4, 2)
+    def loss(model, batch, g): return model(batch).pow(2).mean()
+    def parts(model, batch, g): return dict(one=loss(model, batch, g))
+    for f in (loss, parts): assert steps_in(.001, net, f, batches, TrainConfig(steps=1), 'cpu', tries=2) >= 10
