@@ -27,7 +27,8 @@ from .data import collect_rooms
 from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_to, goal_cell, layouts,
                           make_env, read_grid, room_seeds, shortest_plan)
 from .exact import ChainConfig, ChainDenoiser, Scene, one_step, one_step_back
-from .planner import Far, Plan, next_action, promise_gap
+from .planner import Far, Plan, next_action
+from .records import promise_gap
 from .train import fast_bf16
 from .viz import draw_room, side_by_side
 

@@ -371,7 +371,7 @@ def data_for(a, out) -> tuple:
     "The data a recipe speaks of, read or played, and the id of their environment, if anybody says."
     from ldp_tut.data import as_frames, collect
     from ldp_tut.records import Episodes
-    from ldp_tut.rooms import check_pictures, in_pixels
+    from ldp_tut.rooms import check_wishes, in_pixels
     from ldp_tut.store import TrajectoryStore, load_data
     r = a.recipe
     if a.data:
@@ -379,9 +379,7 @@ def data_for(a, out) -> tuple:
         if played: raise ValueError(f'with --data nothing is played: leave out {played}')
         data, env_id = load_data(a.data)
         return data, a.env or env_id
-    if not (steps := 0 if r.episodes else r.data_steps) and not r.episodes:
-        raise ValueError('--data-steps 0 plays nothing: give a number of steps, or of --episodes')
-    check_pictures(a.env)
+    steps = check_wishes(a.env, r)
     about = dict(env_id=a.env, policy=r.policy or usual_policy(a.env), seed=a.seed,
                  episodes_asked=r.episodes, steps_asked=steps, walk=r.walk, spare=r.spare,
                  patch=(patch := getattr(r, 'patch', None)))

@@ -36,7 +36,7 @@ from .records import which_ended, which_rows
 from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
                             VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
-                            executed, fingerprint_of_world, fit_world, play, promise_gap, stack, token_batches)
+                            executed, fingerprint_of_world, fit_world, play, stack, token_batches)
 
 # %% ../nbs/13_planner.ipynb #3474806f
 @dataclass(frozen=True)
@@ -342,7 +342,8 @@ class FarFuturePlanner:
             seen = self.world.read(obs)
             z0 = self.world.encode(seen)
             if len(seeds) != len(z0):
-                raise ValueError(f'{len(seeds)} seeds for {len(z0)} observations: give as many seeds')
+                raise ValueError(f'{len(z0)} observations for {len(seeds)} seeds of episodes: `begin(seeds)` of '
+                                 'an agent starts others, `keep(rows)` goes on with some')
             scene = self.world.scene(seen)
         return self.plan_from(z0, scene, [int(s) for s in seeds], known, film, delay)
 
@@ -490,7 +491,9 @@ class Agent:
         self.delay, self.left = torch.where(self.behind, longer, 0.8 * delay), left
 
     def restart(self, ended):
-        "A new episode has begun in rows `ended`, bool [B]: forget their goals, plan again."
+        """A new episode has begun in rows `ended`, bool [B]: forget their goals, plan again.
+
+        What is seen next is its beginning: of Gymnasium's vectors, `autoreset_mode=AutoresetMode.SAME_STEP`."""
         if self.seeds is None: return
         ended = torch.from_numpy(which_ended(ended, len(self.seeds)))
         if self.plan is None or not ended.any(): return

@@ -8,12 +8,13 @@ Docs: https://ldp-tut.github.io/ldp_tut/records.html.md"""
 __all__ = ['FIELDS', 'Episodes', 'check_room_lengths', 'check_amounts', 'check_positive', 'as_numbers', 'as_actions',
            'Trajectories', 'Episode', 'select', 'check_some', 'check_lengths', 'check_apart', 'which_rows',
            'which_ended', 'check_padded', 'check_alike', 'check_data', 'check_numbers', 'check_rooms', 'check_rows',
-           'goal_radius', 'check_view', 'check_shards', 'check_sliceable', 'check_episodes', 'checked_rows', 'spread',
-           'check_scales', 'observation_reader', 'action_reader', 'is_picture', 'check_parts', 'vector_reader',
-           'join_parts', 'without_double', 'taken', 'check_actions', 'place_values', 'cells_in', 'as_agents_see',
-           'flat_box', 'Tape', 'Player']
+           'radius_of', 'goal_radius', 'promise_gap', 'check_view', 'check_shards', 'check_sliceable', 'check_episodes',
+           'checked_rows', 'spread', 'check_scales', 'observation_reader', 'action_reader', 'is_picture', 'check_parts',
+           'vector_reader', 'join_parts', 'at_goal', 'without_double', 'taken', 'check_actions', 'place_values',
+           'cells_in', 'as_agents_see', 'flat_box', 'Tape', 'what_is_odd', 'not_as_said', 'Player']
 
 # %% ../nbs/95_records.ipynb #d20r0005
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ def check_room_lengths(data):
 
 def check_amounts(*amounts):
     "Numbers that must not be negative, as Python's own; raises `ValueError`."
+    if odd := [n for n in amounts if not hasattr(n, '__index__')]:
+        raise ValueError(f'seeds, and numbers of episodes, steps and the like, are whole numbers, got {odd[0]!r}')
     if min(amounts) < 0:
         raise ValueError(f'seeds, and numbers of episodes, steps and the like, must be at least 0, got {min(amounts)}')
     return [index(n) for n in amounts]
@@ -329,6 +332,13 @@ def check_rows(bad, x, start, name, advice, first=0):
     where = f', dimension {at[1] if len(at) == 2 else at[1:]}' if len(at) > 1 else ''
     raise ValueError(f'{name} of episode {first + e}, step {at[0] - int(start[e])}{where} is {x[at]}: {advice}')
 
+def radius_of(data, away, told) -> tuple:
+    "How near is near enough, and whether it had to be told, because the rewards do not show it."
+    if told is None: return goal_radius(data, away), False
+    try: goal_radius(data, away)
+    except ValueError: return told, True
+    return told, False
+
 def goal_radius(data: Trajectories, away: float = 0.) -> float:
     """The largest distance from its goal, the first numbers of an observation, at which a step was rewarded by more
     than it is `away` from it. `ValueError` where none was, and where it is not being near that is rewarded."""
@@ -344,6 +354,21 @@ def goal_radius(data: Trajectories, away: float = 0.) -> float:
                          'data do not show what is near enough. Put the place first, or say it with radius=')
     return radius
 
+
+# %% ../nbs/95_records.ipynb #d10a0044
+def promise_gap(
+    n: int,                 # episodes or rooms
+    said: float,            # predicted reward, their mean, 0 to 1; NaN where nothing was predicted
+    done: float,            # executed reward
+    what: str = 'episodes',
+) -> str:                   # a sentence, or nothing
+    "What to say where predicted and executed reward part by more than their margins (95 %) explain."
+    if math.isnan(said): return ''
+    margin = sum(1.96 * math.sqrt(max(p * (1 - p), 0.25 / n) / n) for p in (said, done))
+    if abs(said - done) <= margin: return ''
+    meaning = 'the plans promise what does not happen' if said > done else 'the plans expect less than what happens'
+    return (f'predicted reward {said:.2f} and executed reward {done:.2f} are farther apart than the {margin:.2f}'
+            f' that {n} {what} explain: {meaning}')
 
 # %% ../nbs/95_records.ipynb #d20r0017
 def check_view(view):
@@ -452,6 +477,11 @@ def join_parts(parts):
     rest = [parts[name] for name in sorted(parts)]
     return np.concatenate(rest if here is None else [here, *rest], 1), goal
 
+def at_goal(obs, radius) -> bool:
+    "Are the first numbers of an observation as near to its goal as that?"
+    x, goal = join_parts({n: np.asarray(v, np.float32).reshape(1, -1) for n, v in obs.items()})
+    return bool(np.linalg.norm(x[0, :goal.shape[1]] - goal[0]) <= radius)
+
 def without_double(data, space):
     """The data without `achieved_goal` in front, where observations begin with it anyway, in all rows: one row, or
     one episode, may do so by chance."""
@@ -540,6 +570,34 @@ class Tape:
         check_numbers(made, first=self.number)  # now, and not after all are played
         return made
 
+# %% ../nbs/95_records.ipynb #d10c0077
+def what_is_odd(env):
+    """A `ValueError` that says what an environment does otherwise than Gymnasium's do; None where it does all that is
+    asked. It is reset and takes a step, after something has failed."""
+    name, space = type(env.unwrapped).__name__, env.observation_space
+    def odd(said): return ValueError(f'{name}: {said}')
+    try: out = env.reset(seed=0, options={})
+    except TypeError as e: return odd(f'`reset` must take seed= and options= ({e})') if 'argument' in str(e) else None
+    except Exception: return None
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], dict):
+        return odd(f'`reset` must return (observation, info), got a {type(out).__name__}')
+    if said := not_as_said(out[0], space): return odd(f'`reset` shows {said}')
+    try: out = env.step(env.action_space.sample())
+    except Exception: return None
+    if not isinstance(out, tuple) or len(out) != 5:
+        many = f'{len(out)} values' if isinstance(out, tuple) else f'a {type(out).__name__}'
+        return odd(f'`step` must return (observation, reward, terminated, truncated, info), got {many}')
+    if said := not_as_said(out[0], space): return odd(f'`step` shows {said}')
+    if np.ndim(out[1]): return odd(f'the reward must be one number, got {np.shape(out[1])}')
+
+def not_as_said(seen, space) -> str:
+    "How an observation is otherwise than its space says; nothing where it is not."
+    if not isinstance(space, Box): return ''
+    got = np.asarray(seen)
+    if got.shape != space.shape: return f'{list(got.shape)} numbers, its observation_space says {list(space.shape)}'
+    return '' if np.can_cast(got.dtype, space.dtype, 'same_kind') else f'{got.dtype}, its space says {space.dtype}'
+
+
 # %% ../nbs/95_records.ipynb #d10c0008
 class Player:
     "Plays environments side by side, ended ones anew, until enough is recorded."
@@ -564,7 +622,8 @@ class Player:
         if episodes: places = places[:episodes - self.begun]
         seeds = [None] * len(which)
         for n, i in enumerate(places): seeds[i] = self.seed + self.begun + n
-        raw, _ = self.many.reset(seed=seeds, options=dict(reset_mask=which))
+        try: raw, _ = self.many.reset(seed=seeds, options=dict(reset_mask=which))
+        except Exception as e: raise what_is_odd(self.many.envs[0]) or e
         seen = self.look(raw)
         for n, i in enumerate(places): self.tapes[i] = Tape(self.begun + n, *seen[i])
         self.begun += len(places)
@@ -574,7 +633,8 @@ class Player:
         "One step everywhere; what is over ends with its true last observation."
         space, count = self.many.single_action_space, self.many.num_envs
         action = check_actions(drive(raw), space, count)
-        raw, reward, ended, cut, _ = self.many.step(action)
+        try: raw, reward, ended, cut, _ = self.many.step(action)
+        except Exception as e: raise what_is_odd(self.many.envs[0]) or e
         kept, over, seen = self.act(action), ended | cut, self.look(raw)
         for i, tape in [*self.tapes.items()]:
             length = tape.add(kept[i], reward[i], *seen[i])

@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'NEEDED', 'UNREADABLE', 'StoreError', 'as_json', 'file_sum',
            'minari_buffers', 'box_of', 'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows', 'check_found',
            'check_episode', 'grid_episodes', 'to_folder', 'from_folder', 'load_data', 'from_store_or_folder',
            'from_local_minari', 'check_there', 'check_no_rooms', 'check_empty', 'check_files', 'read_episode',
-           'check_one_kind', 'count_actions']
+           'check_choices', 'check_one_kind', 'count_actions']
 
 # %% ../nbs/94_stores.ipynb #d20s0005
 import json
@@ -465,7 +465,12 @@ def read_episode(file):
         if k not in parts or parts[k].ndim == (k == 'reward') or k == 'terminated' and parts[k].ndim == 1: continue
         what = 'one number' if k == 'actions' else 'one number a step'
         raise ValueError(f'{k} in {file} must be {what}, got {list(parts[k].shape)}')
+    for k in ('action', 'reward'):
+        if parts[k].dtype.kind not in 'biuf': raise ValueError(f'{k} in {file} must be numbers, got {parts[k].dtype}')
+    check_choices(file, parts)
     if not len(parts['reward']): raise ValueError(f'{file} has no steps: leave it out')
+    if parts['observation'].ndim == 2 and parts['observation'].dtype == np.uint8:  # bytes, and no picture
+        parts['observation'] = parts['observation'].astype(np.float32)
     try: parts['observation'] = as_numbers(parts['observation'])
     except ValueError as e: raise ValueError(f'observation in {file}: {e}') from None
     ended = parts['terminated']
@@ -475,6 +480,17 @@ def read_episode(file):
         T = len(parts['action'])
         parts['terminated'] = (np.arange(T) == T - 1) & bool(parts['terminated'])
     return parts
+
+def check_choices(file, parts):
+    "Raises `ValueError` for actions of which nobody can say whether they are choices or amounts; bool become 0 and 1."
+    a = parts['action']
+    if a.dtype.kind == 'b': parts['action'] = a = a.astype(np.int64)
+    if a.ndim == 1 and a.dtype.kind == 'f':
+        raise ValueError(f'action in {file} is {a.dtype} [steps]: store amounts as [steps, A], choices as integers')
+    if a.ndim == 2 and a.dtype.kind in 'iu':
+        raise ValueError(f'action in {file} is {a.dtype} {list(a.shape)}: store choices as [steps], amounts as floats')
+    if a.ndim == 1 and len(a) and a.min() < 0:
+        raise ValueError(f'action in {file} has a {int(a.min())}: choices count from 0')
 
 def check_one_kind(files, parts):
     "Raises `ValueError` with the first file unlike the first one, in the shapes of arrays, or as bytes or floats."

@@ -329,3 +329,110 @@ def test_goals_fit_their_observations():
     assert read_observation(both, spaces).goal.shape == (2, 2)
     with pytest.raises(ValueError, match='1 goals for 2 observations'): read_observation(both | dict(desired_goal=np.zeros(2)), spaces)
     with pytest.raises(ValueError, match='2 goals for 1 observations'): read_observation(dict(observation=np.zeros(2), desired_goal=np.zeros((2, 2))), spaces)
+
+
+class Sea(gym.Env):
+    "A boat that is pushed; near the harbour it is paid, and nothing ever ends but by the clock."
+    action_space = Box(-1., 1., (2,))
+    def __init__(self, pays='near', goals=False):
+        self.pays, self.goals = pays, goals
+        at, wide = Box(-9., 9., (2,)), Box(-9., 9., (4,))
+        self.observation_space = Dict(observation=wide, achieved_goal=at, desired_goal=at) if goals else at
+    def seen(self):
+        x = self.x.astype(np.float32)
+        if not self.goals: return x
+        return dict(observation=np.concatenate([x, x]), achieved_goal=x, desired_goal=self.goal.astype(np.float32))
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t, self.goal = self.np_random.uniform(-1, 1, 2), 0, np.zeros(2)
+        if self.goals: self.goal = self.np_random.uniform(-1, 1, 2)
+        return self.seen(), {}
+    def step(self, action):
+        self.x, self.t = self.x + .2 * np.asarray(action), self.t + 1
+        d = np.linalg.norm(self.x - self.goal)
+        paid = dict(near=float(d < .3), exp=np.exp(-d), minus=-d)[self.pays]
+        return self.seen(), float(paid), False, self.t == 30, {}
+
+
+class Pilot:
+    "Goes to the goal, or stands still."
+    def __init__(self, card, moves): self.card, self.moves, self.plan = dict(rewards=card), moves, None
+    def begin(self, seeds): return self
+    def keep(self, rows): pass
+    def act_batch(self, obs):
+        if isinstance(obs, dict): off = obs['desired_goal'] - obs['achieved_goal']
+        else: off = -obs
+        return np.clip(off / .2, -1, 1) * self.moves
+
+
+def test_to_go_on_is_no_success_where_nothing_ends():
+    paid = Rewards.of(collect(Sea, steps=900, progress=False))
+    assert (paid.kind, paid.ends, paid.told) == ('step', False, False)
+    far, home = (play(Pilot(vars(paid), moves), Sea, 8, seed=7, whole=True, progress=False) for moves in (0, 1))
+    assert home['success'] == 1 and far['success'] == np.mean([r['return'] > 0 for r in far['rows']]) < 1
+    assert Rewards.of(collect('CartPole-v1', steps=200, progress=False)).ends
+
+
+@pytest.mark.parametrize('pays', ['exp', 'minus', 'near'])
+def test_where_rewards_do_not_show_it_a_goal_is_reached_within_the_radius_that_was_told(pays):
+    def make(): return Sea(pays, goals=True)
+    data = collect(make, steps=900, progress=False)
+    if pays == 'near': assert not Rewards.of(data, .25).told and Rewards.of(data).radius > .1
+    else:
+        with pytest.raises(ValueError, match='with radius='): Rewards.of(data)
+        assert Rewards.of(data, .25).told
+    paid = vars(Rewards.of(data, .25))
+    stays, goes = (play(Pilot(paid, moves), make, 8, seed=7, progress=False) for moves in (0, 1))
+    assert goes['success'] == 1 and goes['mean_steps'] > 1 and stays['success'] < .5
+
+
+class Odd(Choice):
+    wrong = ''
+    def reset(self, seed=None, options=None):
+        out = super().reset(seed=seed)
+        return out[0] if self.wrong == 'reset' else out
+    def step(self, action):
+        seen, paid, *over = super().step(action)
+        if self.wrong == 'four': return seen, paid, *over[:2]
+        return seen, np.ones(1) if self.wrong == 'reward' else paid, *over
+
+
+class Unseeded(Choice):
+    def reset(self): return 0, {}
+
+
+class Misshapen(Sea):
+    def step(self, action):
+        seen, *rest = super().step(action)
+        return seen[:1], *rest
+
+
+@pytest.mark.parametrize('make, says', [
+    (Unseeded, r'Unseeded: `reset` must take seed= and options='), (Misshapen, r'Misshapen: `step` shows \[1\] numbers, its observation_space says \[2\]'),
+    ('reset', r'Odd: `reset` must return \(observation, info\)'), ('four', r'Odd: `step` must return .* got 4 values'), ('reward', r'Odd: the reward must be one number')])
+def test_what_a_world_does_otherwise_than_gymnasium_is_one_sentence(make, says, monkeypatch):
+    if isinstance(make, str): monkeypatch.setattr(Odd, 'wrong', make)
+    with pytest.raises(ValueError, match=says): collect(Odd if isinstance(make, str) else make, episodes=2, progress=False)
+
+
+def test_what_is_no_observation_no_agent_and_no_world_is_said():
+    spaces = Spaces.of(collect('CartPole-v1', steps=200, progress=False))
+    with pytest.raises(ValueError, match='is it `obs, info = env.reset'): read_observation(gym.make('CartPole-v1').reset(), spaces)
+    with pytest.raises(ValueError, match='made of numbers, got object'): read_observation(None, spaces)
+    for agent, env in ((None, 'CartPole-v1'), (lambda o: 0, 'CartPole-v1'), (Pilot({}, 1), 5)):
+        with pytest.raises(ValueError, match='play takes an agent'): play(agent, env, 1)
+    for how in (dict(steps=1e3), dict(episodes=2.5)):
+        with pytest.raises(ValueError, match='whole numbers, got'): collect('CartPole-v1', 'random', progress=False, **how)
+
+
+@pytest.mark.parametrize('action, says', [
+    (np.zeros((3, 1), int), r'store choices as \[steps\]'), (np.zeros(3), r'store amounts as \[steps, A\]'), (np.array(['a', 'b', 'c']), 'must be numbers, got <U1'),
+    (np.array([-1, 0, 1]), 'has a -1: choices count from 0')])
+def test_actions_of_files_are_choices_or_amounts(action, says, tmp_path):
+    about = dict(observation=np.zeros((4, 6), np.uint8), reward=np.arange(3.), terminated=True)
+    np.savez(tmp_path / 'a.npz', action=action, **about)
+    with pytest.raises(ValueError, match='a.npz') as e: from_folder(tmp_path)
+    assert __import__('re').search(says, str(e.value)), e.value
+    np.savez(tmp_path / 'a.npz', action=np.array([True, False, True]), **about)
+    data = from_folder(tmp_path)
+    assert data.action.tolist() == [1, 0, 1] and data.actions == 2 and data.observation.dtype == np.float32, 'bytes in rows are a vector'
