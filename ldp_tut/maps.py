@@ -10,6 +10,7 @@ __all__ = ['SymbolWorld', 'MapMotion', 'named', 'check_known', 'looked', 'told_a
            'corner_of', 'window_at', 'through_window', 'windowed', 'as_read_by', 'renamed', 'cut_as_asked']
 
 # %% ../nbs/12c_maps.ipynb #12cm0005
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -347,4 +348,10 @@ def cut_as_asked(data: Trajectories, patch: int = None, window: bool = False, se
     them so; no world of vectors, and of pictures that are not made of symbols."""
     if window: return windowed(data, seed)
     if patch: return cut_up(data, patch, seed)
-    return data, make_symbol_world(data, seed) if Spaces.of(data).view == 'symbols' else None
+    if Spaces.of(data).view != 'symbols': return data, None
+    rows, cols = data.observation.shape[1:3]
+    if rows * cols > 400:
+        warnings.warn(f'pictures of {rows} x {cols} cells are read as symbols, because there are few kinds of cells: '
+                      'every step of training takes long, in proportion to the cells. Cut them into patches (`patch`), '
+                      'or, where most of a picture is empty, read `window`', stacklevel=3)
+    return data, make_symbol_world(data, seed)

@@ -1,4 +1,5 @@
 "Worlds made of cells: symbols, patches of pictures, and windows of sheets that are mostly empty."
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from ldp_tut.envs import layouts
 from ldp_tut.maps import (PatchWorld, SymbolWorld, WindowWorld, corner_of, cut_as_asked, cut_up, in_patches,
                           make_symbol_world, renamed, through_window, windowed)
 from ldp_tut.planner import PlannerRecipe, load_agent, train_planner
+from ldp_tut.records import Trajectories
 from ldp_tut.rooms import in_whole_room, walk_rooms
 from test_fake_device import DEVICE, faked
 from test_field import walkers
@@ -218,3 +220,13 @@ def test_rooms_on_a_sheet_are_walked_through_their_windows_and_filmed_whole(tmp_
     film = tmp_path / 'film.gif'
     assert main(f'plan --checkpoint {tmp_path}/agent.safetensors --episodes 1 --most 2 --gif {film} --far-iterations 2 --iterations 2'.split()) == 0
     assert film.stat().st_size > 0
+
+
+def test_large_pictures_of_few_kinds_say_that_they_are_slow():
+    def shown(side):
+        x = np.zeros((10, side, side, 3), np.uint8); x[np.arange(10), np.arange(10), 3] = 200
+        return Trajectories(x, np.zeros(9, int), np.ones(9, np.float32), [9], [True], 2)
+    with pytest.warns(UserWarning, match='32 x 32 cells are read as symbols'): cut_as_asked(shown(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        cut_as_asked(shown(19)); cut_as_asked(shown(32), patch=8)
