@@ -333,6 +333,8 @@ def find_checkpoint(
     shipped, known = checkpoint_shelf() / f'{name}.safetensors', list_pretrained()
     if shipped.is_file(): return shipped
     if name not in known:
+        if Path(name).is_dir(): raise CheckpointError(
+            f'{name} is a folder: give a file in it, such as {name}/agent.safetensors')
         also = [alias for alias, real in ALIASES.items() if real in known]
         raise CheckpointError(f'no checkpoint is called {name!r}: choose one of '
                               f'{sorted([*known, *also])}, or give the path or address of a '

@@ -193,7 +193,9 @@ def read_card(a) -> tuple:
     "The file of a checkpoint, which may be a name or an address, and its card."
     from ldp_tut.checkpoints import find_checkpoint, load_checkpoint
     path = find_checkpoint(a.checkpoint, a.sha256, not a.json)
-    return path, load_checkpoint(path)[1]
+    card = load_checkpoint(path)[1]
+    if card.get('kind') != 'training run': return path, card
+    raise ValueError(f'{path} is a training run: take agent.safetensors beside it')
 
 def is_generic(card) -> bool: return card.get('kind') in ('agent', 'method')
 

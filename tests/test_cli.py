@@ -438,3 +438,12 @@ def test_options_that_do_not_fit_a_world_are_refused_before_it_is_played(option,
     monkeypatch.setattr('ldp_tut.data.collect', lambda *a, **k: pytest.fail('it was played'))
     assert main(f'train --env CartPole-v1 --out {tmp_path} {option}'.split()) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_run_and_its_folder_lead_to_the_agent_beside_it(tmp_path, capsys):
+    import torch
+    from ldp_tut.checkpoints import save_checkpoint
+    save_checkpoint(tmp_path / 'denoiser.safetensors', {'w': torch.zeros(1)}, dict(kind='training run'))
+    for name, words in ((tmp_path / 'denoiser.safetensors', 'is a training run: take agent.safetensors beside it'), (tmp_path, f'is a folder: give a file in it, such as {tmp_path}/agent')):
+        assert main(f'plan --checkpoint {name} --most 5'.split()) == 1
+        assert words in capsys.readouterr().err

@@ -384,7 +384,7 @@ def test_bad_data_and_options_are_refused_before_training(data, rail):
     with pytest.raises(ValueError, match='doubt'): PlanConfig(doubt=-1.)
     class Pushed(Rail): actions = 0
     with pytest.raises(ValueError, match='doubt=1.0 counts'): FarFuturePlanner(Pushed(), RailDenoiser(), PlanConfig(doubt=1.))
-    with pytest.raises(ValueError, match='as many seeds'): rail.plan(np.zeros((2, 2)), [0])
+    with pytest.raises(ValueError, match='2 observations for 1 seeds'): rail.plan(np.zeros((2, 2)), [0])
     with pytest.raises(ValueError, match='trained levels'): FarFuturePlanner(Rail(), RailDenoiser(), PlanConfig(iterations=99))
     class Half: schedule, longest = RailDenoiser.schedule, 20
     class Blind(Rail): encode = None
