@@ -857,7 +857,7 @@ def test_plans_do_not_depend_on_how_frames_and_seeds_are_held(crossing, kind):
 
 def test_a_plan_refuses_what_it_cannot_read(crossing):
     frame = make_env(ENV).reset(seed=3)[0]['image']
-    with pytest.raises(ValueError, match='2 seeds for 1 observations'): crossing.planner.plan(frame[None], [0, 1])
+    with pytest.raises(ValueError, match='1 observations for 2 seeds'): crossing.planner.plan(frame[None], [0, 1])
     with pytest.raises(ValueError, match='NaN'): crossing.planner.plan(np.full(frame[None].shape, np.nan), [0])
     with pytest.raises(ValueError, match=r'reads grids \[9, 9, 3\], got \[9, 3\]'): crossing.planner.plan(frame, [0])
 
