@@ -396,7 +396,7 @@ class LatentTraining:
     of_samples: bool = False   # scale latents by the spread of samples, not of means
 
     def __post_init__(self):
-        for name in ('vae', 'prior', 'value', 'energy', 'batch', 'support'):
+        for name in ('vae', 'prior', 'value', 'energy', 'batch'):
             check_count(getattr(self, name), name)
         check_count(self.candidates, 'candidates, M,', 2)
         check_count(self.support, 'support', 2), check_count(self.seed, 'seed', 0)
