@@ -230,7 +230,7 @@ def test_bad_requests_are_refused_at_the_door(model):
     with pytest.raises(ValueError, match=r'start must be \[B, state_dim\] = \[2, 4\]'): conditions(model, torch.zeros(2, 3), None, 8)
     with pytest.raises(ValueError, match='goal must be'): conditions(model, torch.zeros(2, 4), torch.zeros(2, 4), 8)
     with pytest.raises(ValueError, match='one seed per plan'): plan(model, START[:3], None, 8, seeds=[1, 2])
-    with pytest.raises(ValueError, match='do their strides agree'): train_diffuser(Slices(line(), 4), CONFIG)
+    with pytest.raises(ValueError, match='a stride of 4; the configuration 4 numbers a state, 2 an action, and a stride of 2'): train_diffuser(Slices(line(), 4), CONFIG)
     with pytest.raises(ValueError, match='multiples of 4'): train_diffuser(Slices(line(), 2), CONFIG, (6, 8), TrainConfig(steps=1))
     nan = START[:2].clone(); nan[1, 2] = float('nan')
     with pytest.raises(ValueError, match='start must be finite'): plan(model, nan, None, 8)
