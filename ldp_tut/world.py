@@ -59,9 +59,9 @@ def name_cells(
 RARELY = 0.02  # of steps: what happens less often may be an accident of the data
 
 def check_one_mover(
-    held: torch.Tensor,   # int64 [N, W * H]: contents of frames
-    after: torch.Tensor,  # int64 [N, W * H]: a step later
-    across: int,          # cells in a column, H
+    held: torch.Tensor,   # int64 [N, cols * rows]: contents of frames
+    after: torch.Tensor,  # int64 [N, cols * rows]: a step later
+    across: int,          # cells in a column
     contents: tuple,
     mover: tuple,
 ):
@@ -74,7 +74,7 @@ def check_one_mover(
     cell = torch.arange(held.shape[1])
     apart = (torch.stack([cell // across, cell % across], -1)[None] - place[0][:, None]).abs().amax(-1)
     own = (cell == where[0][:, None]) | (cell == where[1][:, None])
-    others = (held != after) & ~own                                                      # [N, W * H]
+    others = (held != after) & ~own                                                      # [N, cols * rows]
     stepped = (held.gather(1, where[0][:, None]) != after.gather(1, where[0][:, None]))[:, 0]
     far = others & (apart > 1)
     elsewhere, beside, jumps = (float(steps.float().mean()) for steps in (
@@ -446,9 +446,8 @@ class StepShares(Decoder):
         c, (V, F_) = self.config, self.features.shape
         groups = c.kinds or tuple((v,) for v in c.mover)
         modes = c.modes or [[0] * V] * (1 + c.changes)
-        self.kinds, Q = len(groups), len(modes)
-        K = Q * self.kinds
-        shares = nn.Conv2d(c.hidden, 2 * K * (K + len(NEIGHBOURS)), 1)
+        self.kinds, Q = len(groups), len(modes) * len(groups)
+        shares = nn.Conv2d(c.hidden, 2 * Q * (Q + len(NEIGHBOURS)), 1)
         self.walk = nn.Sequential(SceneEncoder(F_, c.hidden), nn.SiLU(), shares)
         keep = lambda name, value: self.register_buffer(name, value, persistent=False)
         kind = [next(g for g, group in enumerate(groups) if v in group) for v in c.mover]  # of each content
@@ -456,35 +455,35 @@ class StepShares(Decoder):
         keep('modes', torch.tensor(modes)[:, list(c.scenery)])
         keep('ways', torch.tensor(NEIGHBOURS)); keep('inside', inside(c.width, c.height))
         # in one step, or later; in which mode: is such a cell ever stepped on?
-        self.register_buffer('trodden', torch.zeros(2, Q, V, dtype=torch.bool))
-        self.register_buffer('changed', torch.eye(Q, dtype=torch.bool))          # does one mode ever follow another?
+        self.register_buffer('trodden', torch.zeros(2, len(modes), V, dtype=torch.bool))
+        self.register_buffer('changed', torch.eye(len(modes), dtype=torch.bool))  # does one mode ever follow another?
 
     def step_shares(self,
         scene: torch.Tensor, # int64 [B, cols, rows]: contents of scenes
         later: int,          # 0: of the first step from the scene; 1: of a later one
         cell: torch.Tensor,  # int64 [B]
-    ) -> torch.Tensor:       # float [B, from K, to K + 4]
+    ) -> torch.Tensor:       # float [B, from Q, to Q + 4]
         """From one cell each, the shares of what a step from there leads to.
 
         What `steps` (below) says of all cells, before anything is struck out. It is all that training needs."""
-        (see, act, last), K = self.walk, len(self.modes) * self.kinds
+        (see, act, last), Q = self.walk, len(self.modes) * self.kinds
         features, i = act(see(self.described(self.channelled(scene)))), torch.arange(len(cell), device=cell.device)
         out = F.linear(features.flatten(2)[i, :, cell], last.weight.flatten(1), last.bias).float()
-        out = out.view(-1, 2, K, K + len(NEIGHBOURS))[:, later]
-        out[:, :, K:] = out[:, :, K:].masked_fill(~self.inside.flatten(1)[:, cell].T[:, None], -1e4)
+        out = out.view(-1, 2, Q, Q + len(NEIGHBOURS))[:, later]
+        out[:, :, Q:] = out[:, :, Q:].masked_fill(~self.inside.flatten(1)[:, cell].T[:, None], -1e4)
         return out.softmax(-1)
 
     def steps(self,
         seen: torch.Tensor,  # [B, V, cols, rows] from `look`
-    ) -> torch.Tensor:       # float [B, 2, K, K + 4, W, H]; K kinds of mover, once per mode, mode first
+    ) -> torch.Tensor:       # float [B, 2, Q, Q + 4, cols, rows]; Q kinds of mover, once per mode, mode first
         """From each place, the shares of steps that stay in the cell and become each kind, and of those that go to
         each of `NEIGHBOURS` unchanged: of the first step from now, and of every later one.
 
         Once training is over, what never happened in it has no share: steps onto what nobody has stepped on, mode
         changes nobody has seen."""
-        Q, G = len(self.modes), self.kinds
-        out = self.walk(self.described(seen)).float().unflatten(1, (2, Q, G, Q * G + len(NEIGHBOURS)))
-        stay, go = out.split([Q * G, len(NEIGHBOURS)], 4)
+        modes, G = len(self.modes), self.kinds
+        out = self.walk(self.described(seen)).float().unflatten(1, (2, modes, G, modes * G + len(NEIGHBOURS)))
+        stay, go = out.split([modes * G, len(NEIGHBOURS)], 4)
         go = go.masked_fill(~self.inside, -1e4)
         if not self.training:
             now = seen.index_select(1, self.mover).sum(1)[:, None, None]  # where the mover stands one can stand
@@ -498,7 +497,7 @@ class StepShares(Decoder):
 class Whereabouts(StepShares):
     "Where the mover is in a real frame, and in which mode the world is."
     def locate(self,
-        held: torch.Tensor,          # int64 [B, H, W, H]: contents of frames without noise
+        held: torch.Tensor,          # int64 [B, H, cols, rows]: contents of frames without noise
         scene: torch.Tensor = None,  # int64 [B, cols, rows]: contents of their scenes; default the first frames
     ) -> tuple:                      # all int64 [B, H]: which of its contents, which cell, which mode (-1: unknown)
         "Where the mover is."
@@ -526,18 +525,18 @@ class Whereabouts(StepShares):
 class StepLoss(Whereabouts):
     "How surprising a step was."
     def step_loss(self,
-        shares: torch.Tensor, # [B, K, K + 4] from `step_shares`, where the mover is
+        shares: torch.Tensor, # [B, Q, Q + 4] from `step_shares`, where the mover is
         spots: tuple,         # of two frames a step apart, from `locate`
     ) -> torch.Tensor:        # [B], 0 where the frames do not tell
         "Negative log-likelihood of what happened."
-        (content, cell, mode), across, K = spots, self.config.height, shares.shape[1]
+        (content, cell, mode), across, Q = spots, self.config.height, shares.shape[1]
         mode = torch.where(mode < 0, mode.flip(1), mode)  # while the mover hides what would tell, nothing else changes
         state = mode * self.kinds + self.kind[content]
         shares = shares[torch.arange(len(cell), device=cell.device), state[:, 0].clamp(min=0)]  # [B, to]
         apart = torch.stack([cell // across, cell % across], -1).diff(dim=1)    # [B, 1, 2]
         near = (apart == self.ways).all(-1)                                     # [B, 4]
         stays, goes = (apart == 0).all(-1)[:, 0], near.any(-1) & (state[:, 0] == state[:, 1])
-        to = torch.where(stays, state[:, 1], K + near.int().argmax(-1)).clamp(min=0)
+        to = torch.where(stays, state[:, 1], Q + near.int().argmax(-1)).clamp(min=0)
         return -shares.gather(1, to[:, None])[:, 0].clamp(min=1e-9).log() * ((mode >= 0).all(1) & (stays | goes))
 
 # %% ../nbs/12_world_model.ipynb #a1232715
