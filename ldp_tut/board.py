@@ -6,15 +6,16 @@ Docs: https://ldp-tut.github.io/ldp_tut/notation.html.md"""
 
 # %% auto #0
 __all__ = ['ORDERS', 'BOARDS', 'check_count', 'check_finite', 'check_between', 'check_positive', 'check_floats', 'check_choice',
-           'check_options', 'check_seeds', 'as_floats', 'board_rows', 'check_plan', 'ramp', 'draw_board', 'full_board',
-           'autoregressive_board', 'pyramid_board', 'far_first_board', 'ends_first_board', 'trapezoid_board',
-           'settling_board', 'run_on', 'between_times', 'horizons', 'pin', 'context_board', 'check_board', 'edm_sigma',
-           'flow_time']
+           'check_options', 'check_seeds', 'as_floats', 'checked_rows', 'spread', 'check_scales', 'board_rows',
+           'check_plan', 'ramp', 'draw_board', 'full_board', 'autoregressive_board', 'pyramid_board', 'far_first_board',
+           'ends_first_board', 'trapezoid_board', 'settling_board', 'run_on', 'between_times', 'horizons', 'pin',
+           'context_board', 'check_board', 'edm_sigma', 'flow_time']
 
 # %% ../nbs/00_notation.ipynb #3eba6b71
 import math
 import numbers
 import operator
+import warnings
 
 import numpy as np
 import torch
@@ -116,6 +117,35 @@ def as_floats(
         raise TypeError(f'{name} must hold numbers of one shape, got {type(value).__name__}') from e
     if x.dtype.is_complex: raise TypeError(f'{name} must hold real numbers, got {x.dtype}')
     return check_finite(x.float(), name)
+
+# %% ../nbs/00_notation.ipynb #d10a0005
+def checked_rows(x):
+    """Rows [N, D] of a tensor or array [..., D] of numbers; raises `ValueError` for none, and with place and
+    dimension for NaN and infinity."""
+    x = torch.as_tensor(x)
+    if x.ndim < 2 or not x.numel():
+        raise ValueError(f'a normaliser is made of rows of numbers [..., D], got {list(x.shape)}')
+    if not x.is_floating_point(): x = x.float()
+    if not x.isfinite().all():
+        at = (~x.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f'row {at[0] if len(at) == 2 else at[:-1]}, dimension {at[-1]} is {float(x[tuple(at)])}: '
+                         'mend it, or leave that row out')
+    return x.flatten(0, -2)
+
+def spread(scale, width, x):
+    "`scale` where x [N, D] varies, 1 where it does not; warns of dimensions that vary too little to tell."
+    still = width <= 1e-6 * x.abs().amax(0)
+    if (nearly := still & (width > 0)).any():
+        warnings.warn(f'dimensions {nearly.nonzero()[:, 0].tolist()} vary by less than a millionth of their size: '
+                      'taken to be constant, their scale is 1', stacklevel=3)
+    return torch.where(still, 1., scale)
+
+def check_scales(centre, scale):
+    "Are these a centre and a scale? Raises `ValueError`."
+    if centre.shape != scale.shape or centre.ndim != 1:
+        raise ValueError(f'centre and scale must both be [D], got {list(centre.shape)} and {list(scale.shape)}')
+    if not (centre.isfinite().all() and scale.isfinite().all() and (scale > 0).all()):
+        raise ValueError('centre and scale must be finite with positive scales: is there NaN in the data?')
 
 # %% ../nbs/00_notation.ipynb #c0ec4a12
 def _sizes(H, K, M): return check_count(H, 'H'), check_count(K, 'K'), check_count(M, 'M')

@@ -24,12 +24,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from .board import check_scales, checked_rows, spread
 from .envs import (CLASSIC, DOOR, EMPTY, FAR, FLOOR, GOAL, KEY, PICKUP, STEP_X, STEP_Y, TOGGLE, BlockTable,
                           GridTwin, MazeMap, distance_to, draw_pixels, layouts, make_env, paint_agent, point_mazes,
                           read_grid, room_seeds, steer)
 from .records import (FIELDS, Episodes, Player, Trajectories, check_amounts, check_apart, check_data, check_episodes,
-                             check_positive, check_scales, check_shards, check_sliceable, check_view, checked_rows,
-                             select, spread)
+                             check_positive, check_shards, check_sliceable, check_view, select)
 
 # %% ../nbs/05_trajectories.ipynb #8efcd354
 class RandomWalk:

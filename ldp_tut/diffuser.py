@@ -345,6 +345,7 @@ def planning(
     "Denoise plans on a full board. The conditions hold in every state that comes out."
     (B, H, D), K = value.shape, model.config.K
     limit = check_positive(limit, 'limit')
+    iterations = check_count(iterations, 'iterations', 1, K)
     noise = seeded_noise(check_seeds(seeds, B), iterations + 1, H, D)
     noise = noise.to(value).transpose(0, 1)
     x, top = noise[0], K

@@ -146,7 +146,7 @@ class FieldMessages(FieldParts):
     """What is known at one moment, aged to another: from now on, and from a far future
     back."""
     def merged(self, way, field, own):
-        "A field to which a token has said what it is."
+        "A field to which a token has said what it is; way: 0 from the past, 1 from the future."
         return field + self.merge[way](torch.cat([field, own], 1))
 
     def blank(self, way, like):
@@ -292,7 +292,7 @@ class FieldDenoiser(FieldQuestions):
         columns a to z that were read."""
         B, H = k.shape
         a, z = int(scene.futures is not None), H - int(scene.pasts is not None)
-        # the others have been heard
+        # columns a to z are read: now, and a prepared far token, have been heard
         evidence, own, mine, level = self.own(x[:, a:z], k[:, a:z])
         before, after = self.fields(own, times, scene, gaps)
         cut = lambda t: t.flatten(0, 1)
@@ -301,6 +301,7 @@ class FieldDenoiser(FieldQuestions):
         h = self.mix(torch.cat([cut(before), cut(after), cut(own + mine), fine], 1))
         for think, compete in zip(self.think, self.compete):
             h, total = compete(think(h, fine), cut(evidence))
+        # so much less for each kind, as its score totals in the whole picture
         less = self.less(total.to(h)).float()[..., None, None]
         logits = (cut(evidence) + self.say(h).float() - less).unflatten(0, (B, z - a))
         seen = torch.cat([looked(self.look, h, self.value), cut(level)], -1)
@@ -439,7 +440,7 @@ class FieldLoss:
             p.heads[name][..., 0], batch[name], reduction='none'), valid)
         late = batch['first'] - steps_said(p.heads['passage'][..., 0])
         after_now = valid * (torch.arange(valid.shape[1], device=z.device) > 0)
-        acts = action_error(p.heads['action'], batch['action'], self.world.actions)
+        acts = action_error(p.heads['action'], batch['action'], self.world)
         return dict(denoise=mean(nats, valid * (k > 0)), reward=says('reward'),
                     termination=says('termination'),
                     action=0.1 * mean(acts, valid * batch['acted']),

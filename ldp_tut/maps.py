@@ -21,7 +21,7 @@ from torch import nn
 from .data import Trajectories
 from .records import place_values
 from .train import fast_bf16
-from .worlds import Seen, Spaces, action_error, bounded, on, read_observation
+from .worlds import Seen, Spaces, action_error, from_units, on, read_observation
 
 # %% ../nbs/12c_maps.ipynb #7ba89267
 class SymbolWorld(nn.Module):
@@ -64,7 +64,7 @@ class SymbolWorld(nn.Module):
     def decode(self, z): return self.kinds[self.nearest(z)]
     def action(self, z, later, gap, scene=None):
         said = self.motion(z, self.embed(self.nearest(later)), gap)
-        return bounded(said, self.spaces)
+        return from_units(said, self.spaces)
 
     def aim(self, z, tokens, ahead, column, scene=None):
         "The first token within reach that shows another picture than now does; [B]."
@@ -79,7 +79,7 @@ class SymbolWorld(nn.Module):
         said = self.motion(z[:, 0], z[:, 1] + 0.15 * noise, batch['gap'])
         known = batch['near'].to(z)  # last steps, too, however far one looks
         error = action_error(
-            said[:, None], batch['action'][:, None], self.actions)[:, 0]
+            said[:, None], batch['action'][:, None], self)[:, 0]
         return dict(tell=told_apart(self.codes, generator),
                     inverse=(error * known).sum() / known.sum().clamp(min=1))
 

@@ -33,10 +33,11 @@ from .forcing import ForcingConfig
 from .guidance import HeadGuide, Limited
 from .maps import PatchWorld, SymbolWorld, WindowWorld, as_read_by, cpu_precision, cut_as_asked
 from .records import which_ended, which_rows
-from .train import TrainConfig, check_recipe, fingerprint, fit, pick_device, steps_in
+from .train import (TrainConfig, check_data_for_plans, check_recipe, fingerprint, fingerprint_of_world, fit,
+                           pick_device, steps_in)
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
-                            VectorWorld, World, check_data_for_plans, check_ends_pay, check_flat, check_go_together,
-                            executed, fingerprint_of_world, fit_world, play, stack, token_batches)
+                            VectorWorld, World, check_ends_pay, check_flat, check_go_together, executed, fit_world, play,
+                            stack, token_batches)
 
 # %% ../nbs/13_planner.ipynb #3474806f
 @dataclass(frozen=True)
@@ -617,8 +618,7 @@ def train_planner(
     recipe, steps, seed = PlannerRecipe(**recipe), check_count(steps, 'steps'), check_count(seed, 'seed', 0)
     rewards = Rewards.of(check_flat(data), recipe.radius)
     if world is None: data, world = cut_as_asked(data, recipe.patch, recipe.window, seed)
-    if isinstance(world, SymbolWorld): check_ends_pay(data, rewards)
-    maps = isinstance(world, SymbolWorld)
+    if maps := isinstance(world, SymbolWorld): check_ends_pay(data, rewards)
     for name, used, of in (('features', not maps, 'vectors, not of maps'), ('depth', not maps, 'a transformer'),
                            ('ends', maps, 'maps'), ('radius', data.goal is not None, 'goals, and the data have none')):
         if not used and getattr(recipe, name) != getattr(PlannerRecipe, name):

@@ -304,11 +304,11 @@ def play_detour(
 
 def share_interval(good: int, n: int) -> tuple:   # low, high
     "Wilson's 95 % interval of a share."
+    if not 0 <= good <= n: raise ValueError(f'{good} of {n} is no share')
     if not n: return 0., 1.
     z2, p = 1.96 ** 2, good / n
-    half = (z2 * (p * (1 - p) / n + z2 / (4 * n * n))) ** .5
-    return ((p + z2 / (2 * n) - half) / (1 + z2 / n),
-            (p + z2 / (2 * n) + half) / (1 + z2 / n))
+    half, mid = (z2 * (p * (1 - p) / n + z2 / (4 * n * n))) ** .5, p + z2 / (2 * n)
+    return (mid - half) / (1 + z2 / n), (mid + half) / (1 + z2 / n)
 
 # %% ../nbs/10_policy.ipynb #p0000041
 class NearestNeighbour(Policy):

@@ -223,7 +223,8 @@ def id_taken(dataset_id):
     from minari.storage import get_dataset_path
     try: parse_dataset_id(dataset_id)
     except (ValueError, TypeError):
-        raise ValueError(f"{dataset_id!r} is no id Minari would take: it must be like 'namespace/name-v0'") from None
+        raise ValueError(f"{dataset_id!r} is no id Minari would take: it must be like 'name-v0', or 'namespace/name-v0' "
+                         'with a namespace of two letters or more') from None
     path = Path(get_dataset_path(dataset_id))
     if path.exists():
         raise ValueError(f'Minari already has {dataset_id!r}: choose another id, or minari.delete_dataset first')
@@ -390,21 +391,22 @@ def from_folder(
     actions: int = 0,  # how many discrete actions there are, where the files do not say
 ) -> Trajectories:
     "Read a folder of episodes. `ValueError` names the file for what cannot be read."
+    if not hasattr(actions, '__index__') or actions < 0:
+        raise ValueError(f'actions={actions} is how many there are: give a positive '
+                         'whole number')
     files = check_files(path, sorted(Path(path).glob('*.npz')))
     parts = [read_episode(f) for f in files]
     check_one_kind(files, parts)
-    if actions < 0:
-        raise ValueError(f'actions={actions} is how many there are: give a positive '
-                         'number')
     actions = count_actions(path, parts, actions)
     keys = ('observation', 'goal', 'action', 'reward', 'terminated')
     return from_rows(str(path), ([p.get(k) for k in keys] for p in parts), actions)
 
 # %% ../nbs/94_stores.ipynb #d20s0052
 def load_data(
-    where: str,  # a folder of `.npz` episodes, a trajectory store, or 'minari:ID'
+    where,       # a folder of `.npz` episodes, a trajectory store, or 'minari:ID'
 ) -> tuple:      # `Trajectories`; the id of their environment, None where nobody says
     "Data by their address. `ValueError` for what is not there or cannot be read."
+    where = str(where)
     if where.startswith('minari:'):
         data, env_id = from_local_minari(where[len('minari:'):])
     else: data, env_id = from_store_or_folder(check_there(Path(where)))
@@ -476,6 +478,12 @@ def read_episode(file):
     ended = parts['terminated']
     if ended.dtype.kind not in 'biuf' or not np.isin(ended, (0, 1)).all():
         raise ValueError(f'terminated in {file} must be true or false (1 or 0), got {ended.tolist()!r:.60}')
+    for k in ('observation', 'action', 'reward', 'goal'):
+        if k in parts and parts[k].dtype.kind == 'f' and not np.isfinite(parts[k]).all():
+            at = np.argwhere(~np.isfinite(parts[k]))[0].tolist()
+            raise ValueError(f'{k} in {file} is {parts[k][tuple(at)]} at step {at[0]}: mend it, or leave that file out')
+    if len(parts.get('goal', parts['observation'])) != len(parts['observation']):
+        raise ValueError(f'{file} has {len(parts["goal"])} rows of goal and {len(parts["observation"])} of observation')
     if not parts['terminated'].ndim:  # of the whole episode
         T = len(parts['action'])
         parts['terminated'] = (np.arange(T) == T - 1) & bool(parts['terminated'])

@@ -6,11 +6,11 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 
 # %% auto #0
 __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_environment', 'check_seen', 'pinball', 'Motion',
-           'mlp', 'VectorWorld', 'on', 'bounded', 'motion_losses', 'world_batches', 'world_loss', 'PixelWorld',
-           'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat', 'check_ends_pay',
-           'check_data_for_plans', 'fingerprint_of_world', 'check_world', 'Rewards', 'pays_away', 'Denoiser',
-           'DenoiserConfig', 'check_go_together', 'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss',
-           'action_error', 'Tried', 'play', 'play_batch', 'stack', 'executed']
+           'mlp', 'VectorWorld', 'on', 'bounded', 'in_units', 'from_units', 'motion_losses', 'world_batches',
+           'world_loss', 'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat',
+           'check_ends_pay', 'check_world', 'Rewards', 'pays_away', 'Denoiser', 'DenoiserConfig', 'check_go_together',
+           'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss', 'action_error', 'Tried', 'play',
+           'play_batch', 'stack', 'executed']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import time
@@ -30,7 +30,8 @@ from .board import check_count, check_positive
 from .data import NO_LIMIT, Normaliser, Trajectories, Windows, make_any, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss, with_features
-from .records import as_agents_see, at_goal, cells_in, check_apart, check_data, join_parts, promise_gap, radius_of
+from .records import (as_agents_see, ask, at_goal, cells_in, check_apart, check_data, join_parts, promise_gap,
+                             radius_of)
 from .train import Run, TrainConfig, fingerprint, fit
 
 # %% ../nbs/12b_worlds.ipynb #e68db15f
@@ -68,6 +69,7 @@ class Spaces:
     kinds: int = 0          # of symbols and patches: how many different cells there are
     patch: int = 0          # of pictures cut into patches: pixels of their sides
     window: tuple = ()      # of symbols read through a window: its rows and columns
+    unit: bool = False      # vector actions are learned as numbers from -1 to 1 between their bounds
 
     @classmethod
     def of(cls,
@@ -82,7 +84,7 @@ class Spaces:
         goal = 0 if data.goal is None else data.goal.shape[1]
         if data.actions: return cls(view, shape, goal, data.actions, kinds=kinds)
         bound = lambda a: tuple(float(v) for v in a)
-        return cls(view, shape, goal, 0, dims, bound(data.action.min(0)), bound(data.action.max(0)), kinds)
+        return cls(view, shape, goal, 0, dims, bound(data.action.min(0)), bound(data.action.max(0)), kinds, unit=True)
 
 # %% ../nbs/12b_worlds.ipynb #3227c6da
 def check_shape(shape, dtype) -> str:
@@ -208,7 +210,7 @@ class VectorWorld(nn.Module):
     def scene(self, seen): return self.normaliser(seen.goal)
     def encode(self, seen): return self.normaliser(seen.state.float())
     def decode(self, z): return self.normaliser.inverse(z)
-    def action(self, z, later, gap, scene=None): return bounded(self.motion.action(z, later, gap), self.spaces)
+    def action(self, z, later, gap, scene=None): return from_units(self.motion.action(z, later, gap), self.spaces)
     def steps_between(self, z, later): return self.max_gap * self.motion.steps_between(z, later)
     def losses(self, batch, generator):
         z = self.encode(Seen(batch['state'], batch['goal']))
@@ -221,6 +223,18 @@ def bounded(action, spaces):
     if spaces.actions: return action
     return torch.maximum(torch.minimum(action, action.new_tensor(spaces.high)), action.new_tensor(spaces.low))
 
+def in_units(action, spaces):
+    "Vector actions as they are learned, so that no number counts more than another for the size of its unit."
+    if not getattr(spaces, 'unit', False) or spaces.actions: return action
+    low, high = action.new_tensor(spaces.low), action.new_tensor(spaces.high)
+    return (2 * action - low - high) / (high - low).clamp(min=1e-12)
+
+def from_units(said, spaces):
+    "What was learned so, as actions within what the data had; logits as they are."
+    if not spaces.unit or spaces.actions: return bounded(said, spaces)
+    low, high = said.new_tensor(spaces.low), said.new_tensor(spaces.high)
+    return bounded((low + high) / 2 + (high - low) / 2 * said, spaces)
+
 # %% ../nbs/12b_worlds.ipynb #8e09cb7d
 def motion_losses(world, z, batch, generator) -> dict:
     "Inverse dynamics from the near pair, first passage from the far one; z [B, 3, D]."
@@ -230,7 +244,7 @@ def motion_losses(world, z, batch, generator) -> dict:
     noise = torch.randn(z[:, 2].shape, generator=generator, device=z.device)
     said = world.motion.steps_between(z[:, 0], z[:, 2] + 0.1 * noise)
     if world.actions: inverse = F.cross_entropy(out, batch['action'], reduction='none')
-    else: inverse = (out - batch['action']).pow(2).mean(-1)
+    else: inverse = (out - in_units(batch['action'], world.spaces)).pow(2).mean(-1)
     near, known = batch['near'].to(z), batch['known'].to(z)  # last steps, too, however far one looks
     return dict(inverse=(inverse * near).sum() / near.sum().clamp(min=1),
                 passage=(pinball(steps - said, 0.1) * known).sum() / known.sum().clamp(min=1))
@@ -285,7 +299,7 @@ class PixelWorld(nn.Module):
     def scene(self, seen): return seen.goal
     def codes(self, *z): return map(self.normaliser.inverse, z)  # motion was trained before they were measured
     def action(self, z, later, gap, scene=None):
-        return bounded(self.motion.action(*self.codes(z, later), gap), self.spaces)
+        return from_units(self.motion.action(*self.codes(z, later), gap), self.spaces)
     def steps_between(self, z, later): return self.max_gap * self.motion.steps_between(*self.codes(z, later))
     def encode(self, seen): return self.normaliser(self.encoder(pictures(seen.state)))
     def decode(self, z):  # -> [B, rows, cols, channels], 0 to 1
@@ -378,22 +392,6 @@ def check_ends_pay(data, rewards):
     raise ValueError(f'maps are planned in for episodes that end well, and in these data every {rewards.kind} pays: '
                      'relabel them (`relabel`), or give a world and a denoiser of your own')
 
-def check_data_for_plans(data, longest, ends=0.):
-    "Raises `ValueError` where no episode is as long as a plan, or none comes to an end that windows are to show."
-    if ends and not data.terminated.any():
-        raise ValueError(f'ends={ends} asks for windows that come to the end of an episode, but the environment ended '
-                         'none of these: leave it out')
-    most = data.length.max()
-    if most < 4:
-        raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')
-    if longest > most:
-        raise ValueError(f'longest={longest} steps ahead, but no episode has more than {most}: choose less')
-
-def fingerprint_of_world(world):
-    "Of a world that somebody brought: its class, and its numbers where none of them is still to be learned."
-    if any(p.requires_grad for p in getattr(world, 'parameters', list)()): return type(world).__name__
-    return f'{type(world).__name__} {fingerprint(getattr(world, "state_dict", dict)())}'
-
 def check_world(world, data: Trajectories, few: int = 4):
     "Does a world's `encode` return what its `latent_shape` says? Raises `ValueError`, before anything is planned."
     goal = np.zeros((few, 0), np.float32) if data.goal is None else data.goal[:few]
@@ -413,7 +411,7 @@ class Rewards:
     high: float = 1.     # of 'step': what counts as 1
     radius: float = 0.   # 'goal': how near is there, in the observation's own units
     told: bool = False   # 'goal': the rewards do not show when one is there; being within the radius does
-    ends: bool = True    # 'step': the environment ended some episodes
+    ends: bool = True    # 'step': to go on is success; some episodes ended, and not by what pays best
 
     @classmethod
     def of(cls, data: Trajectories, radius: float = None) -> 'Rewards':
@@ -435,7 +433,8 @@ class Rewards:
                                                 'mark those that ended well as terminated')
         low = min(low, 0.) if data.terminated.any() else low
         if low == high: raise ValueError(f'every step pays {high:g} and no episode ended: all that one does is as good')
-        return cls('step', low, high, ends=bool(data.terminated.any()))
+        best = float(data.reward[ends][data.terminated].max(initial=-np.inf))
+        return cls('step', low, high, ends=bool(data.terminated.any()) and best - before < (high - low) / 4)
 
     def of_tokens(self, t: dict, goal=None) -> np.ndarray:
         "Of what `Windows.tokens` gives [B, H], with goals [B, G]."
@@ -586,12 +585,12 @@ class DenoisingLoss:
             p.heads[name][..., 0].float(), y, reduction='none'), w)
         return dict(denoise=forcing_loss(p, z, valid * (k > 0)), reward=says('reward', batch['reward'], batch['paid']),
                     termination=0.3 * says('termination', batch['termination'], valid),
-                    action=0.1 * weigh(action_error(p.heads['action'], batch['action'], self.world.actions),
+                    action=0.1 * weigh(action_error(p.heads['action'], batch['action'], self.world),
                                        valid * batch['acted']))
 
-def action_error(said, action, actions):
+def action_error(said, action, world):
     "Of each token [B, H]: cross-entropy, or squared error."
-    if not actions: return (said.float() - action).pow(2).mean(-1)
+    if not world.actions: return (said.float() - in_units(action, getattr(world, 'spaces', None))).pow(2).mean(-1)
     error = F.cross_entropy(said.float().flatten(0, 1), action.clamp(min=0).flatten(), reduction='none')
     return error.view(action.shape)
 
@@ -627,19 +626,20 @@ def play(
 ) -> dict:                   # averages; a warning, where predicted and executed reward part; one row an episode
     """Play episodes side by side.
 
-    Where every step pays an episode succeeds unless the environment ends it, and by a step that pays no more than
-    those before; where no episode of the data ended, it succeeds when a step pays nearly as much as the best of
-    them (nineteen twentieths of the way up from the worst). Elsewhere it succeeds when it is first rewarded, and is
-    over then, unless it is played whole."""
+    Where steps pay an episode succeeds unless the environment ends it, and by a step that pays no more than those
+    before; where no episode of the data ended, or an end pays best by far, it succeeds when a step pays nearly as
+    much as the best of the data (nineteen twentieths of the way up from the worst). Elsewhere it succeeds when it is
+    first rewarded, and is over then, unless it is played whole."""
     if isinstance(env, gym.Env): raise ValueError(f'{env} cannot be copied: give its id, or a function that makes it')
     make = partial(make_any, env) if isinstance(env, str) else env
     pays = dict(kind='goal') | getattr(agent, 'card', {}).get('rewards', {}) | (dict(kind=kind) if kind else {})
     if most is not None: check_count(most, 'most')
+    if pays['kind'] not in ('goal', 'end', 'step'): raise ValueError(f"kind is goal, end or step, got {pays['kind']!r}")
     if not callable(make) or not callable(getattr(agent, 'begin', None)): raise ValueError(
         f'play takes an agent (`begin`, `act_batch`, `keep`) and an id or a function, got {agent!r:.40}, {env!r:.40}')
     rows, began, quiet = [], time.perf_counter(), None if progress else True
     with tqdm(total=check_count(episodes, 'episodes'), desc='episodes', leave=False, disable=quiet) as bar:
-        for first in range(0, episodes, batch):
+        for first in range(0, episodes, check_count(batch, 'batch')):
             seeds = range(seed + first, seed + min(first + batch, episodes))
             rows += play_batch(agent, make, seeds, most, bar, pays, whole)
     mean = lambda name: float(np.mean([r[name] for r in rows]))
@@ -657,7 +657,7 @@ def play_batch(agent, make, seeds, most, bar, pays, whole=False):
     pay = pays.get('low', 0.) if kind != 'step' else 0.
     if hasattr(agent, 'card'): envs = [as_agents_see(env) for env in envs]  # it learned from data
     try:
-        obs = [env.reset(seed=int(s))[0] for env, s in zip(envs, seeds)]
+        obs = [ask(env, 'reset', seed=int(s))[0] for env, s in zip(envs, seeds)]
         blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
         rows = [dict(blank, seed=int(s)) for s in seeds]
         live, trace = list(range(len(envs))), [[] for _ in envs]
@@ -669,7 +669,7 @@ def play_batch(agent, make, seeds, most, bar, pays, whole=False):
                 row = rows[j]
                 if plan is not None and row['promised'] is None:
                     row |= dict(predicted=float(plan.reward[i]), promised=round(float(plan.times[i, plan.at[i]])))
-                obs[j], reward, ended, cut, _ = envs[j].step(action)
+                obs[j], reward, ended, cut, _ = ask(envs[j], 'step', action)
                 trace[j].append(float(reward)); row['steps'] += 1; row['return'] += float(reward)
                 told, pays_now = pays.get('told'), reward > pay and (ended or kind != 'end')
                 paid = at_goal(obs[j], pays['radius']) if told else pays_now
@@ -695,5 +695,5 @@ def executed(row, rewards, kind, low=0., high=1., radius=0., told=False, ends=Tr
     promised, good = row['promised'] or len(rewards), row['ended'] and rewards[-1] > max(rewards[:-1], default=np.inf)
     if not row['ended']: promised = min(promised, len(rewards))  # cut off before: what was seen last counts
     paid = (rewards[promised - 1] - low) / max(high - low, 1e-9) if len(rewards) >= promised else good
-    if not ends: good = max(rewards) >= high - (high - low) / 20  # to go on is no success where nothing ends
+    if not ends: good = max(rewards) >= high - (high - low) / 20  # to go on is no success here
     return dict(success=good or ends and not row['ended'], executed=float(np.clip(paid, 0, 1)))

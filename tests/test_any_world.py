@@ -1,4 +1,6 @@
 "Worlds that do not speak as data do: other actions, other observations, other rewards."
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from ldp_tut.data import collect
 from ldp_tut.methods import MethodAgent, MethodRecipe, train_method
 from ldp_tut.planner import FarFuturePlanner, PlanConfig, load_agent, save_agent, train_planner
 from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, check_data, select
-from ldp_tut.store import StoreError, TrajectoryStore, from_folder
+from ldp_tut.store import StoreError, TrajectoryStore, from_folder, load_data
 from ldp_tut.worlds import (
-    Rewards, Spaces, Windows, check_environment, executed, make_world, play, read_observation, token_batches,
-    world_batches)
+    Rewards, Spaces, Windows, action_error, check_environment, executed, from_units, in_units, make_world, play, read_observation,
+    token_batches, world_batches)
 
 rng = np.random.default_rng(0)
 SHORT = dict(steps=2, world_steps=2, width=32, depth=1, progress=False, device='cpu')
@@ -436,3 +438,131 @@ def test_actions_of_files_are_choices_or_amounts(action, says, tmp_path):
     np.savez(tmp_path / 'a.npz', action=np.array([True, False, True]), **about)
     data = from_folder(tmp_path)
     assert data.action.tolist() == [1, 0, 1] and data.actions == 2 and data.observation.dtype == np.float32, 'bytes in rows are a vector'
+
+
+@pytest.mark.parametrize('units', [(1e-3, 1e3), (.05, 50.)])
+def test_no_number_of_an_action_counts_more_for_the_size_of_its_unit(units):
+    "The same losses, and the same actions in other units, whatever the units."
+    n, T = 6, 20
+    def record(scale):
+        g = np.random.default_rng(0)
+        return Trajectories(g.normal(size=(n * (T + 1), 3)), g.uniform(-1, 1, (n * T, 2)) * scale, g.random(n * T), [T] * n, [True] * n)
+    plain, scaled = record(np.ones(2)), record(np.array(units))
+    said, done, nets = [], [], []
+    for data in (plain, scaled):
+        torch.manual_seed(0)
+        world = make_world(data)
+        batch = world_batches(Windows(data), 8, 4)(0, torch.Generator().manual_seed(1))
+        said.append(float(world.losses(batch, torch.Generator().manual_seed(2))['inverse'].detach()))
+        z = world.encode(world.read(data.observation[:5]))
+        done.append(world.action(z, z + 1, torch.ones(5).long()).detach() / torch.tensor(units if data is scaled else (1., 1.)))
+        rows = token_batches(Windows(data, absorb=True), Rewards.of(data), 8, 4, 6)(1, torch.Generator().manual_seed(3))
+        nets.append(float(action_error(torch.zeros(6, 4, 2), rows['action'], world).mean()))
+    assert said[0] == pytest.approx(said[1], rel=1e-4) and nets[0] == pytest.approx(nets[1], rel=1e-4)
+    assert torch.allclose(done[0], done[1], atol=1e-4)
+    old = replace(Spaces.of(scaled), unit=False)   # a world that was saved before: its numbers are actions as they are
+    assert torch.equal(from_units(torch.zeros(1, 2), old), torch.zeros(1, 2)) and in_units(z, old) is z
+    still = replace(Spaces.of(scaled), low=(2., -1.), high=(2., 1.))   # what never varies is told, not divided by
+    assert torch.equal(from_units(torch.full((1, 2), .5), still), torch.tensor([[2., .5]]))
+    assert in_units(torch.tensor([[2., .5]]), still).tolist() == [[0., .5]]
+
+
+def lift(reward): return episode(T=len(reward), reward=reward)
+
+
+def test_where_an_end_pays_best_to_do_nothing_is_no_success():
+    "A step pays a little, and the good end much more: who idles to the clock has not succeeded."
+    loads = [0, 1, 0, 0, 1, 0]
+    data = Trajectories.from_episodes([lift([*loads, 5]), lift([*loads, 5]), replace_end(lift(loads))], 2)
+    rewards = Rewards.of(data)
+    assert rewards.kind == 'step' and not rewards.ends
+    def fared(paid, ended): return executed(dict(promised=3, ended=ended, first=None), paid, **vars(rewards))['success']
+    assert fared([0, 1, 5], True) and not fared([0] * 9, False) and not fared([0, 1, 0], False)
+    poles = Trajectories.from_episodes([lift([1] * n) for n in (5, 9, 14)], 2)
+    assert Rewards.of(poles).ends   # an end that pays no more than the steps before it is none to go for
+
+
+def replace_end(e):
+    e.terminated = False
+    return e
+
+
+class Broken(Choice):
+    "Its sensor fails in the fifth step."
+    error = KeyError('sensor')
+    def step(self, action):
+        if self.t == 4: raise self.error
+        return super().step(action)
+
+
+class Grows(Table):
+    "Shows more numbers than it says after five steps."
+    def step(self, action):
+        seen, *rest = super().step(action)
+        return (np.zeros((2, 3), np.float32) if self.t > 4 else seen), *rest
+
+
+@pytest.mark.parametrize('error', [KeyError('sensor'), ValueError('bad motor'), TypeError('no force')])
+def test_an_error_of_an_environment_says_whose_it_is(error, monkeypatch):
+    monkeypatch.setattr(Broken, 'error', error)
+    says = f'Broken raised {type(error).__name__}.*test_any_world.py, line'
+    with pytest.raises(RuntimeError, match=says): collect(Broken, episodes=2, progress=False)
+    agent = train_method('policy', collect(Choice, episodes=4, progress=False), MethodRecipe(steps=2, width=32), progress=False)
+    with pytest.raises(RuntimeError, match=says): play(agent, Broken, 2, progress=False)
+    with pytest.raises(RuntimeError, match='Grows raised .*observation_space says'): collect(Grows, episodes=2, progress=False)
+
+
+def test_actions_outside_their_box_warn():
+    with pytest.warns(UserWarning, match='outside Box.*clip'): check_actions(np.full((2, 2), 1.5), Box(-1, 1, (2,)), 2)
+
+
+@pytest.mark.parametrize('change, says', [
+    (lambda e: setattr(e, 'action', e.action[:-1]), 'episode 1 has 19 rows of action and 20 rewards: expected 20'),
+    (lambda e: setattr(e, 'observation', e.observation[:-1]), 'episode 1 has 20 rows of observation and 20 rewards: expected 21'),
+    (lambda e: setattr(e, 'goal', np.zeros((21, 1), np.float32)), 'episode 1 has a goal, other than the first'),
+    (lambda e: setattr(e, 'terminated', np.arange(20) == 3), 'episode 1 terminates before its last step'),
+    (lambda e: setattr(e, 'terminated', np.zeros(7, bool)), '7 flags for 20 steps')])
+def test_an_episode_that_does_not_hang_together_is_named(change, says):
+    one, two = episode(), episode()
+    change(two)
+    with pytest.raises(ValueError, match=says): Trajectories.from_episodes([one, two], 2)
+    with pytest.raises(ValueError, match='episode 0 is a tuple: make each an `Episode`'): Trajectories.from_episodes([(1, 2)])
+
+
+def test_flags_lengths_and_lists_are_read_or_refused():
+    one, flagged = episode(terminated=True), episode(terminated=np.arange(20) == 19)
+    assert Trajectories.from_episodes([one, flagged], 2).terminated.tolist() == [True, True]
+    data = Trajectories.from_episodes([one, episode(terminated=False)], 2)
+    with pytest.raises(ValueError, match='terminated is true or false'): replace(data, terminated=['False', 'True'])
+    with pytest.raises(ValueError, match='terminated is true or false'): replace(data, terminated=[.3, 1.])
+    with pytest.raises(ValueError, match='lengths of episodes are whole numbers'): replace(data, length=[20.5, 20])
+    with pytest.raises(ValueError, match='from_episodes'): replace(data, observation=[np.zeros((3, 2)), np.zeros((4, 2))])
+    assert len(data[torch.tensor([1])]) == 1 and len(data[torch.tensor(0)]) == 20
+
+
+def test_what_nothing_can_be_learned_from_is_refused():
+    short, still = (Trajectories.from_episodes([episode(T=T) for _ in range(9)], 2) for T in (1, 20))
+    still.observation[:] = 1.
+    for method in ('diffuser', 'latent-diffuser'):
+        with pytest.raises(ValueError, match='every episode has one step'): train_method(method, short, MethodRecipe(steps=1))
+        with pytest.raises(ValueError, match='every observation in these data is the same'): train_method(method, still, MethodRecipe(steps=1))
+    with pytest.raises(ValueError, match='every observation in these data is the same'): train_planner(still, **SHORT)
+
+
+def test_play_asks_for_a_batch_and_a_kind_that_there_are():
+    agent = train_method('policy', collect(Choice, episodes=4, progress=False), MethodRecipe(steps=2, width=32), progress=False)
+    for batch in (0, -1):
+        with pytest.raises(ValueError, match='batch must be an integer'): play(agent, Choice, 2, batch=batch, progress=False)
+    with pytest.raises(ValueError, match='kind is goal, end or step'): play(agent, Choice, 2, kind='x', progress=False)
+
+
+def test_files_with_nan_or_other_goals_are_named(tmp_path):
+    def write(name, **change):
+        e = episode(T=5)
+        np.savez(tmp_path / f'{name}.npz', **dict(observation=e.observation, action=e.action, reward=e.reward, terminated=True, actions=2) | change)
+    write('a'), write('b', reward=np.array([0, 1, np.nan, 0, 0]))
+    with pytest.raises(ValueError, match=r'reward in .*b\.npz is nan at step 2'): from_folder(tmp_path)
+    write('a', goal=np.zeros((7, 1))), write('b', goal=np.zeros((5, 1)))
+    with pytest.raises(ValueError, match=r'a\.npz has 7 rows of goal and 6 of observation'): from_folder(tmp_path)
+    with pytest.raises(ValueError, match='give a positive whole number'): from_folder(tmp_path, actions=2.5)
+    assert len(load_data(write('a') or write('b') or tmp_path)[0]) == 2

@@ -867,7 +867,7 @@ def test_folders_of_odd_files(tmp_path):
     np.savez(tmp_path / 'e0.npz', **good)
     data = from_folder(tmp_path)
     assert data.actions == 2 and data.terminated.tolist() == [True] and data.observation.dtype == np.float32 and from_folder(tmp_path, actions=5).actions == 5
-    with pytest.raises(ValueError, match='give a positive number'): from_folder(tmp_path, actions=-3)
+    with pytest.raises(ValueError, match='give a positive whole number'): from_folder(tmp_path, actions=-3)
     for odd, words in [(dict(desired_goal=np.zeros((3, 1))), 'has desired_goal: call the goal'), (dict(terminated='False'), 'must be true or false'),
                        (dict(terminated=np.nan), 'must be true or false')]:
         np.savez(tmp_path / 'e1.npz', **(good | odd))

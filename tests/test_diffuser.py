@@ -235,6 +235,7 @@ def test_bad_requests_are_refused_at_the_door(model):
     nan = START[:2].clone(); nan[1, 2] = float('nan')
     with pytest.raises(ValueError, match='start must be finite'): plan(model, nan, None, 8)
     with pytest.raises(ValueError, match='goal must be finite'): plan(model, START[:2], GOAL[:2] / 0, 8)
+    with pytest.raises(ValueError, match=r'iterations must be an integer in 1\.\.'): plan(model, START[:2], GOAL[:2], 8, iterations=5000)
     assert torch.equal(plan(model, START[:2], None, 8, iterations=2, seeds=np.int64(3)).tokens, plan(model, START[:2], None, 8, iterations=2, seeds=[3, 4]).tokens)
 
 
