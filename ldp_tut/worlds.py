@@ -69,7 +69,7 @@ class Spaces:
     kinds: int = 0          # of symbols and patches: how many different cells there are
     patch: int = 0          # of pictures cut into patches: pixels of their sides
     window: tuple = ()      # of symbols read through a window: its rows and columns
-    unit: bool = False      # vector actions are learned as numbers from -1 to 1 between their bounds
+    unit: bool = False      # vector actions are learned as numbers from -1 to 1, theirs being large or small
 
     @classmethod
     def of(cls,
@@ -83,8 +83,9 @@ class Spaces:
         if kinds: view = 'symbols'
         goal = 0 if data.goal is None else data.goal.shape[1]
         if data.actions: return cls(view, shape, goal, data.actions, kinds=kinds)
-        bound = lambda a: tuple(float(v) for v in a)
-        return cls(view, shape, goal, 0, dims, bound(data.action.min(0)), bound(data.action.max(0)), kinds, unit=True)
+        low, high = data.action.min(0), data.action.max(0)
+        unit = bool((abs(high - low - 2.5) > 1.5).any())  # numbers of the order of one are learned as they are
+        return cls(view, shape, goal, 0, dims, *(tuple(map(float, a)) for a in (low, high)), kinds, unit=unit)
 
 # %% ../nbs/12b_worlds.ipynb #3227c6da
 def check_shape(shape, dtype) -> str:

@@ -447,7 +447,7 @@ def test_no_number_of_an_action_counts_more_for_the_size_of_its_unit(units):
     def record(scale):
         g = np.random.default_rng(0)
         return Trajectories(g.normal(size=(n * (T + 1), 3)), g.uniform(-1, 1, (n * T, 2)) * scale, g.random(n * T), [T] * n, [True] * n)
-    plain, scaled = record(np.ones(2)), record(np.array(units))
+    plain, scaled = record(np.full(2, 100.)), record(np.array(units))
     said, done, nets = [], [], []
     for data in (plain, scaled):
         torch.manual_seed(0)
@@ -455,11 +455,12 @@ def test_no_number_of_an_action_counts_more_for_the_size_of_its_unit(units):
         batch = world_batches(Windows(data), 8, 4)(0, torch.Generator().manual_seed(1))
         said.append(float(world.losses(batch, torch.Generator().manual_seed(2))['inverse'].detach()))
         z = world.encode(world.read(data.observation[:5]))
-        done.append(world.action(z, z + 1, torch.ones(5).long()).detach() / torch.tensor(units if data is scaled else (1., 1.)))
+        done.append(world.action(z, z + 1, torch.ones(5).long()).detach() / torch.tensor(units if data is scaled else (100., 100.)))
         rows = token_batches(Windows(data, absorb=True), Rewards.of(data), 8, 4, 6)(1, torch.Generator().manual_seed(3))
         nets.append(float(action_error(torch.zeros(6, 4, 2), rows['action'], world).mean()))
     assert said[0] == pytest.approx(said[1], rel=1e-4) and nets[0] == pytest.approx(nets[1], rel=1e-4)
     assert torch.allclose(done[0], done[1], atol=1e-4)
+    assert Spaces.of(scaled).unit and not Spaces.of(record(np.ones(2))).unit   # numbers of the order of one stay as they are
     old = replace(Spaces.of(scaled), unit=False)   # a world that was saved before: its numbers are actions as they are
     assert torch.equal(from_units(torch.zeros(1, 2), old), torch.zeros(1, 2)) and in_units(z, old) is z
     still = replace(Spaces.of(scaled), low=(2., -1.), high=(2., 1.))   # what never varies is told, not divided by
