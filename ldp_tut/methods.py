@@ -47,8 +47,8 @@ def check_method(method: str, data) -> Trajectories:
     check_seen(data)
     if method == 'policy': return check_data(data)
     if data.length.max() < 2:
-        raise ValueError(f'{method} plans ahead, and every episode has one step: record '
-                         'longer ones')
+        raise ValueError(f'{method} plans ahead, and every episode has one step: '
+                         'record longer ones')
     return check_paid(check_data(data))
 
 def shows_pictures(data: Trajectories) -> bool:

@@ -36,8 +36,8 @@ from .records import which_ended, which_rows
 from .train import (TrainConfig, check_data_for_plans, check_recipe, fingerprint, fingerprint_of_world, fit,
                            pick_device, steps_in)
 from .worlds import (Denoiser, DenoiserConfig, DenoisingLoss, PixelWorld, Rewards, Spaces, Tried, VectorDenoiser,
-                            VectorWorld, World, check_ends_pay, check_flat, check_go_together, executed, fit_world, play,
-                            stack, token_batches)
+                            VectorWorld, World, check_ends_pay, check_flat, check_go_together, executed, fit_world,
+                            play, stack, token_batches)
 
 # %% ../nbs/13_planner.ipynb #3474806f
 @dataclass(frozen=True)

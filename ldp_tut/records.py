@@ -78,8 +78,9 @@ def check_positive(**amounts):
 def as_numbers(x) -> np.ndarray:
     "Bytes (uint8) as they are, any other numbers as float32."
     try: x = np.asarray(x)
-    except ValueError as e: raise ValueError('data are one array of rows; of a list of episodes make `Trajectories` by '
-                                             '`from_episodes`') from e
+    except ValueError as e:
+        raise ValueError('data are one array of rows; a list of episodes becomes '
+                         '`Trajectories` by `from_episodes`') from e
     if x.dtype.kind not in 'fiub': raise ValueError(f'data are numbers, got {x.dtype}')
     return x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
 
@@ -87,14 +88,16 @@ def as_lengths(x) -> np.ndarray:
     "int32 [E]."
     x = np.asarray(x)
     if x.dtype.kind not in 'iu' and (x.dtype.kind != 'f' or (x % 1).any()):
-        raise ValueError(f'lengths of episodes are whole numbers, got {x.tolist()!r:.60}')
+        raise ValueError('lengths of episodes are whole numbers, got '
+                         f'{x.tolist()!r:.60}')
     return x.astype(np.int32)
 
 def as_flags(x) -> np.ndarray:
     "bool [E]."
     x = np.asarray(x)
     if x.dtype.kind in 'biuf' and np.isin(x, (0, 1)).all(): return x.astype(bool)
-    raise ValueError(f'terminated is true or false (1 or 0) for each episode, got {x.tolist()!r:.60}')
+    raise ValueError('terminated is true or false (1 or 0) for each episode, got '
+                     f'{x.tolist()!r:.60}')
 
 def as_actions(x, actions: int) -> np.ndarray:
     "int64 [steps] where there are `actions` to choose from, else float32 [steps, A]."
@@ -127,7 +130,8 @@ class Trajectories:
         self.action = as_actions(self.action, self.actions)
         self.reward = np.asarray(self.reward, np.float32)
         if self.goal is not None: self.goal = np.asarray(self.goal, np.float32)
-        self.length, self.terminated = as_lengths(self.length), as_flags(self.terminated)
+        self.length = as_lengths(self.length)
+        self.terminated = as_flags(self.terminated)
         self.action_start = np.cumsum(self.length, dtype=np.int64) - self.length
         self.observation_start = self.action_start + np.arange(len(self.length))
         check_lengths(self)
@@ -135,8 +139,8 @@ class Trajectories:
     def __len__(self): return len(self.length)
     def __iter__(self): return (self.episode(e) for e in range(len(self)))
     def __getitem__(self, which):
-        which = which if isinstance(which, slice) else np.asarray(which)
-        one = not isinstance(which, slice) and which.ndim == 0
+        if isinstance(which, torch.Tensor): which = which.numpy()
+        one = not isinstance(which, slice) and np.ndim(which) == 0
         return self.episode(which) if one else select(self, which)
 
     @property
@@ -633,6 +637,10 @@ class Player:
         self.many, self.driver, self.seed, self.longest = many, driver, seed, longest
         self.begun, self.tapes, self.done = 0, {}, {}
 
+    def fault(self, error):
+        one = self.many.envs[0]
+        return what_is_odd(one) or told_by(one, error)
+
     def look(self, raw):
         x, goal = self.see(raw)
         return list(zip(x, [None] * len(x) if goal is None else goal))
@@ -644,7 +652,7 @@ class Player:
         seeds = [None] * len(which)
         for n, i in enumerate(places): seeds[i] = self.seed + self.begun + n
         try: raw, _ = self.many.reset(seed=seeds, options=dict(reset_mask=which))
-        except Exception as e: raise what_is_odd(first := self.many.envs[0]) or told_by(first, e) from e
+        except Exception as e: raise self.fault(e) from e
         seen = self.look(raw)
         for n, i in enumerate(places): self.tapes[i] = Tape(self.begun + n, *seen[i])
         self.begun += len(places)
@@ -655,7 +663,7 @@ class Player:
         space, count = self.many.single_action_space, self.many.num_envs
         action = check_actions(drive(raw), space, count)
         try: raw, reward, ended, cut, _ = self.many.step(action)
-        except Exception as e: raise what_is_odd(first := self.many.envs[0]) or told_by(first, e) from e
+        except Exception as e: raise self.fault(e) from e
         kept, over, seen = self.act(action), ended | cut, self.look(raw)
         for i, tape in [*self.tapes.items()]:
             length = tape.add(kept[i], reward[i], *seen[i])

@@ -223,8 +223,8 @@ def id_taken(dataset_id):
     from minari.storage import get_dataset_path
     try: parse_dataset_id(dataset_id)
     except (ValueError, TypeError):
-        raise ValueError(f"{dataset_id!r} is no id Minari would take: it must be like 'name-v0', or 'namespace/name-v0' "
-                         'with a namespace of two letters or more') from None
+        raise ValueError(f"{dataset_id!r} is no id Minari would take: it must be like 'name-v0', or "
+                         "'namespace/name-v0' with a namespace of two letters or more") from None
     path = Path(get_dataset_path(dataset_id))
     if path.exists():
         raise ValueError(f'Minari already has {dataset_id!r}: choose another id, or minari.delete_dataset first')

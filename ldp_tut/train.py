@@ -170,12 +170,12 @@ def check_data_for_plans(data, longest, ends=0.):
     if ends and not data.terminated.any():
         raise ValueError(f'ends={ends} asks for windows that come to the end of an episode, but the environment ended '
                          'none of these: leave it out')
-    check_seen(data)
     most = data.length.max()
     if most < 4:
         raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')
     if longest > most:
         raise ValueError(f'longest={longest} steps ahead, but no episode has more than {most}: choose less')
+    check_seen(data)
 
 # %% ../nbs/06_training.ipynb #c5e9f8a1
 def differences(

@@ -37,6 +37,10 @@ BAD = [  # function, call, exception, words of the sentence
     ('board.as_floats', lambda: board.as_floats(['a'], 'start'), TypeError, 'start must hold numbers'),
     ('board.as_floats', lambda: board.as_floats([1j], 'start'), TypeError, 'real numbers'),
     ('board.as_floats', lambda: board.as_floats(np.array([0., np.nan]), 'start'), ValueError, 'start must be finite'),
+    ('board.checked_rows', lambda: board.checked_rows(torch.zeros(3)), ValueError, r'rows of numbers \[\.\.\., D\], got \[3\]'),
+    ('board.checked_rows', lambda: board.checked_rows(torch.tensor([[0.], [torch.nan]])), ValueError, 'row 1, dimension 0 is nan'),
+    ('board.check_scales', lambda: board.check_scales(torch.zeros(2), torch.ones(3)), ValueError, r'must both be \[D\], got \[2\] and \[3\]'),
+    ('board.check_scales', lambda: board.check_scales(torch.zeros(2), torch.tensor([1., 0.])), ValueError, 'finite with positive scales'),
     ('board.ramp', lambda: board.ramp(torch.zeros(3), torch.ones(2), 10, 5), ValueError, r'start and stop .*\[3\] and \[2\]'),
     ('board.ramp', lambda: board.ramp(torch.ones(2), torch.zeros(2), 10, 5), ValueError, 'stop after it starts'),
     ('board.ramp', lambda: board.ramp(torch.zeros(2), torch.tensor([1., torch.inf]), 10, 5), ValueError, 'stop must be finite'),
@@ -183,6 +187,6 @@ def test_bad_input_is_named(name, call, error, words):
 
 @pytest.mark.parametrize('module', ['board', 'ddpm', 'score', 'guidance'])
 def test_nothing_public_is_missing_above(module):
-    takes_nothing_wrong = {'board.BOARDS', 'board.ORDERS', 'ddpm.SCHEDULES', 'ddpm.Iteration', 'ddpm.digits'}  # tables, records, and functions without arguments
+    takes_nothing_wrong = {'board.BOARDS', 'board.ORDERS', 'board.spread', 'ddpm.SCHEDULES', 'ddpm.Iteration', 'ddpm.digits'}  # tables, records, and functions without arguments
     public = {f'{module}.{n}' for n in importlib.import_module(f'ldp_tut.{module}').__all__}
     assert public - takes_nothing_wrong <= {b[0] for b in BAD}

@@ -845,7 +845,7 @@ def test_a_single_array_is_no_episode(tmp_path):
 FILES = dict(
     missing=(dict(reward=None), 'e1.npz has the keys .* and reward is missing'), lengths=(dict(action=np.zeros((3, 1))), '4 observations, 3 actions, 2 rewards'),
     objects=(dict(observation=np.array([{}, 1, 2], object)), 'cannot be read'), text=(dict(observation=np.array(['a', 'b', 'c'])), 'observation in .*e1.npz: data are numbers'),
-    nan=(dict(reward=np.array([0, np.nan])), 'reward of episode 1, step 1 is nan'), column=(dict(reward=np.zeros((2, 1))), 'reward in .*e1.npz must be one number a step'),
+    nan=(dict(reward=np.array([0, np.nan])), 'reward in .*e1.npz is nan at step 1'), column=(dict(reward=np.zeros((2, 1))), 'reward in .*e1.npz must be one number a step'),
     inside=(dict(terminated=np.array([True, False])), 'terminates at step 0 of 2'))
 
 

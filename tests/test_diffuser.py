@@ -247,7 +247,7 @@ def test_starts_and_goals_of_any_numbers_give_the_same_plan(model, kind):
     assert made.tokens.dtype == torch.float32 and torch.equal(made.tokens, plan(model, start, goal, 8, iterations=2).tokens)
 
 
-@pytest.mark.parametrize('how, words', [(dict(limit=float('nan')), 'limit must be a finite number, got nan'), (dict(limit=0), 'limit must be positive'), (dict(eta=-3), 'eta must be in'), (dict(iterations=0), 'M must be')])
+@pytest.mark.parametrize('how, words', [(dict(limit=float('nan')), 'limit must be a finite number, got nan'), (dict(limit=0), 'limit must be positive'), (dict(eta=-3), 'eta must be in'), (dict(iterations=0), 'iterations must be')])
 def test_planning_options_that_cannot_be_meant_are_refused(model, how, words):
     with pytest.raises(ValueError, match=words): plan(model, START[:1], GOAL[:1], 8, **how)
 
