@@ -445,6 +445,7 @@ def draw_latents(
     state = model.tokens(state).detach()
     B, beta = len(state), check_beta(beta)
     if guide is None and beta: guide = EnergyGuide(model.energy, beta, state)
+    iterations = check_count(iterations, 'iterations', 1, c.K)
     noise = seeded_noise(check_seeds(seeds, B), iterations + 1, c.latents, c.latent_dim)
     noise = noise.to(state).transpose(0, 1)
     def denoise(z, k, times): return model.clean(z, k[:, 0], state).clamp(-4, 4)

@@ -30,7 +30,7 @@ from .latent_diffuser import (LatentConfig, LatentDiffuser, LatentPlanner, Laten
 from .policy import DiffusionPolicy, PolicyConfig, train_policy
 from .records import Trajectories, check_data, which_ended, which_rows
 from .sight import SeeingPolicy, SightConfig, train_seeing
-from .train import TrainConfig, check_seen, fingerprint, fit, weights_from
+from .train import TrainConfig, check_varied, fingerprint, fit, weights_from
 from .worlds import Rewards, Spaces, bounded, read_observation
 
 # %% ../nbs/20b_methods.ipynb #m0000008
@@ -44,7 +44,7 @@ def check_method(method: str, data) -> Trajectories:
     if not flat or Spaces.of(data).view != 'vector':
         raise ValueError(f'{method} reads vectors, and these data are pictures or '
                          'grids: train the far-future planner')
-    check_seen(data)
+    if data.goal is None: check_varied(data)
     if method == 'policy': return check_data(data)
     if data.length.max() < 2:
         raise ValueError(f'{method} plans ahead, and every episode has one step: '

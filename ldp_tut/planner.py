@@ -627,8 +627,8 @@ def train_planner(
     if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest, recipe.ends)
     stride, place = max(1, longest // 48), lambda name: None if out is None else Path(out) / name
-    about = dict(asdict(recipe), longest=longest, rewards=asdict(rewards), seed=seed, data=fingerprint(data),
-                 world='default' if world is None else fingerprint_of_world(world))
+    about = dict(asdict(recipe), rewards={n: vars(rewards)[n] for n in ('kind', 'low', 'high', 'radius')}, seed=seed,
+                 longest=longest, data=fingerprint(data), world=fingerprint_of_world(world))
     if recipe.start_from:
         recipe = replace(recipe, start_from=check_file(find_checkpoint(recipe.start_from)))
         about['start_from'] = f'{recipe.start_from.name} {file_sha256(recipe.start_from)[:16]}'

@@ -114,6 +114,8 @@ def cut_as_stored(data, patch, window, seed=0, store=None) -> tuple:
 def check_wishes(env_id: str, recipe) -> int:  # steps to play; 0: episodes are asked for
     "`ValueError`, before any is played, for options that do not fit, and pictures that nothing here can learn from."
     asked, usual = recipe.data_steps, type(recipe)().data_steps
+    for name, n in (('episodes', recipe.episodes), ('data-steps', asked)):
+        if n and n < 0: raise ValueError(f'--{name} must be at least 0, got {n}')
     if recipe.episodes and asked != usual:
         raise ValueError(f'choose one of --episodes and --data-steps, got {recipe.episodes} and {asked}')
     if not recipe.episodes and not asked:

@@ -482,8 +482,9 @@ def read_episode(file):
         if k in parts and parts[k].dtype.kind == 'f' and not np.isfinite(parts[k]).all():
             at = np.argwhere(~np.isfinite(parts[k]))[0].tolist()
             raise ValueError(f'{k} in {file} is {parts[k][tuple(at)]} at step {at[0]}: mend it, or leave that file out')
-    if len(parts.get('goal', parts['observation'])) != len(parts['observation']):
-        raise ValueError(f'{file} has {len(parts["goal"])} rows of goal and {len(parts["observation"])} of observation')
+    if 'goal' in parts and (parts['goal'].ndim != 2 or len(parts['goal']) != len(parts['observation'])):
+        raise ValueError(f'goal in {file} must be a row of numbers for each of {len(parts["observation"])} '
+                         f'observations, got {list(parts["goal"].shape)}')
     if not parts['terminated'].ndim:  # of the whole episode
         T = len(parts['action'])
         parts['terminated'] = (np.arange(T) == T - 1) & bool(parts['terminated'])

@@ -6,7 +6,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/training.html.md"""
 
 # %% auto #0
 __all__ = ['EMA', 'TrainConfig', 'learning_rate', 'weights_from', 'pick_device', 'fingerprint', 'fingerprint_of_world',
-           'check_seen', 'check_data_for_plans', 'differences', 'check_recipe', 'NonFiniteLoss', 'fast_bf16',
+           'check_varied', 'check_data_for_plans', 'differences', 'check_recipe', 'NonFiniteLoss', 'fast_bf16',
            'Tracking', 'CSVTracker', 'BatchStream', 'Run', 'fit', 'steps_in']
 
 # %% ../nbs/06_training.ipynb #2bc2a773
@@ -156,10 +156,11 @@ def fingerprint(*data) -> str:
 # %% ../nbs/06_training.ipynb #06tr0001
 def fingerprint_of_world(world):
     "Of a world that somebody brought: its class, and its numbers where none of them is still to be learned."
+    if world is None: return 'default'
     if any(p.requires_grad for p in getattr(world, 'parameters', list)()): return type(world).__name__
     return f'{type(world).__name__} {fingerprint(getattr(world, "state_dict", dict)())}'
 
-def check_seen(data):
+def check_varied(data):
     "The data; raises `ValueError` where every observation of them is the same."
     seen, first = data.observation, data.observation[0]
     if (seen[::1 + len(seen) // 1000] != first).any() or (seen != first).any(): return data
@@ -175,7 +176,7 @@ def check_data_for_plans(data, longest, ends=0.):
         raise ValueError(f'the longest episode has {most} steps, and a plan needs at least 4: record longer episodes')
     if longest > most:
         raise ValueError(f'longest={longest} steps ahead, but no episode has more than {most}: choose less')
-    check_seen(data)
+    check_varied(data)
 
 # %% ../nbs/06_training.ipynb #c5e9f8a1
 def differences(

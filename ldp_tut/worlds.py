@@ -84,7 +84,7 @@ class Spaces:
         goal = 0 if data.goal is None else data.goal.shape[1]
         if data.actions: return cls(view, shape, goal, data.actions, kinds=kinds)
         low, high = data.action.min(0), data.action.max(0)
-        unit = bool((abs(high - low - 2.5) > 1.5).any())  # numbers of the order of one are learned as they are
+        unit = bool(((high > low) & (abs(high - low - 2.5) > 1.5)).any())  # of the order of one they stay as they are
         return cls(view, shape, goal, 0, dims, *(tuple(map(float, a)) for a in (low, high)), kinds, unit=unit)
 
 # %% ../nbs/12b_worlds.ipynb #3227c6da
@@ -376,6 +376,7 @@ def fit_world(
     config = TrainConfig(steps=steps, lr=2e-3, warmup=50, seed=seed, precision='no')
     about = dict(data=fingerprint(data), longest=longest, max_gap=world.max_gap, world=type(world).__name__,
                  features=getattr(world, 'features', 0))
+    if getattr(getattr(world, 'spaces', None), 'unit', False): about['unit'] = True
     run = fit(world, world_loss, batches, config, path, device, progress, recipe=about)
     world.eval().requires_grad_(False)
     if hasattr(world, 'calibrate'): world.calibrate(data)
@@ -435,7 +436,7 @@ class Rewards:
         low = min(low, 0.) if data.terminated.any() else low
         if low == high: raise ValueError(f'every step pays {high:g} and no episode ended: all that one does is as good')
         best = float(data.reward[ends][data.terminated].max(initial=-np.inf))
-        return cls('step', low, high, ends=bool(data.terminated.any()) and best - before < (high - low) / 4)
+        return cls('step', low, high, ends=bool(data.terminated.any()) and best - before < best / 4)
 
     def of_tokens(self, t: dict, goal=None) -> np.ndarray:
         "Of what `Windows.tokens` gives [B, H], with goals [B, G]."
@@ -627,10 +628,9 @@ def play(
 ) -> dict:                   # averages; a warning, where predicted and executed reward part; one row an episode
     """Play episodes side by side.
 
-    Where steps pay an episode succeeds unless the environment ends it, and by a step that pays no more than those
-    before; where no episode of the data ended, or an end pays best by far, it succeeds when a step pays nearly as
-    much as the best of the data (nineteen twentieths of the way up from the worst). Elsewhere it succeeds when it is
-    first rewarded, and is over then, unless it is played whole."""
+    Where steps pay an episode succeeds unless the environment ends it by a step that pays no more than those before.
+    Where none of the data ended, or an end pays best by far, it ends by such a step, or one pays nearly as much as
+    the best (nineteen twentieths of the way up). Elsewhere the first reward is success, and the end, unless `whole`."""
     if isinstance(env, gym.Env): raise ValueError(f'{env} cannot be copied: give its id, or a function that makes it')
     make = partial(make_any, env) if isinstance(env, str) else env
     pays = dict(kind='goal') | getattr(agent, 'card', {}).get('rewards', {}) | (dict(kind=kind) if kind else {})
@@ -696,5 +696,5 @@ def executed(row, rewards, kind, low=0., high=1., radius=0., told=False, ends=Tr
     promised, good = row['promised'] or len(rewards), row['ended'] and rewards[-1] > max(rewards[:-1], default=np.inf)
     if not row['ended']: promised = min(promised, len(rewards))  # cut off before: what was seen last counts
     paid = (rewards[promised - 1] - low) / max(high - low, 1e-9) if len(rewards) >= promised else good
-    if not ends: good = max(rewards) >= high - (high - low) / 20  # to go on is no success here
+    if not ends: good = good or max(rewards) >= high - (high - low) / 20  # to go on is no success here
     return dict(success=good or ends and not row['ended'], executed=float(np.clip(paid, 0, 1)))

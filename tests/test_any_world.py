@@ -14,7 +14,7 @@ from ldp_tut.planner import FarFuturePlanner, PlanConfig, load_agent, save_agent
 from ldp_tut.records import Episode, Trajectories, as_agents_see, check_actions, check_data, select
 from ldp_tut.store import StoreError, TrajectoryStore, from_folder, load_data
 from ldp_tut.worlds import (
-    Rewards, Spaces, Windows, action_error, check_environment, executed, from_units, in_units, make_world, play, read_observation,
+    Rewards, Spaces, Windows, action_error, check_environment, executed, fit_world, from_units, in_units, make_world, play, read_observation,
     token_batches, world_batches)
 
 rng = np.random.default_rng(0)
@@ -466,6 +466,8 @@ def test_no_number_of_an_action_counts_more_for_the_size_of_its_unit(units):
     still = replace(Spaces.of(scaled), low=(2., -1.), high=(2., 1.))   # what never varies is told, not divided by
     assert torch.equal(from_units(torch.full((1, 2), .5), still), torch.tensor([[2., .5]]))
     assert in_units(torch.tensor([[2., .5]]), still).tolist() == [[0., .5]]
+    idle = record(np.array([1., 0.]))   # a number that is never used changes nothing for the other
+    assert not Spaces.of(idle).unit
 
 
 def lift(reward): return episode(T=len(reward), reward=reward)
@@ -479,6 +481,9 @@ def test_where_an_end_pays_best_to_do_nothing_is_no_success():
     assert rewards.kind == 'step' and not rewards.ends
     def fared(paid, ended): return executed(dict(promised=3, ended=ended, first=None), paid, **vars(rewards))['success']
     assert fared([0, 1, 5], True) and not fared([0] * 9, False) and not fared([0, 1, 0], False)
+    assert fared([0, 1, 3], True), 'a good end that pays less than the best one'
+    crashes = Trajectories.from_episodes([lift([5, 10, 5, 30]), lift([5, 10, -100]), replace_end(lift([5, 10, 5]))], 2)
+    assert not Rewards.of(crashes).ends, 'penalties do not make a good end smaller'
     poles = Trajectories.from_episodes([lift([1] * n) for n in (5, 9, 14)], 2)
     assert Rewards.of(poles).ends   # an end that pays no more than the steps before it is none to go for
 
@@ -511,6 +516,34 @@ def test_an_error_of_an_environment_says_whose_it_is(error, monkeypatch):
     agent = train_method('policy', collect(Choice, episodes=4, progress=False), MethodRecipe(steps=2, width=32), progress=False)
     with pytest.raises(RuntimeError, match=says): play(agent, Broken, 2, progress=False)
     with pytest.raises(RuntimeError, match='Grows raised .*observation_space says'): collect(Grows, episodes=2, progress=False)
+
+
+class Duck:
+    "No `gym.Env`, and nothing unwrapped."
+    observation_space, action_space = Box(-1, 1, (2,)), Discrete(2)
+    def reset(self, **how): raise KeyError('x')
+    def close(self): pass
+
+
+def test_an_error_of_what_only_looks_like_an_environment_says_whose_it_is():
+    agent = train_method('policy', collect(Choice, episodes=4, progress=False), MethodRecipe(steps=2, width=32), progress=False)
+    agent.card = {}
+    with pytest.raises(RuntimeError, match='Duck raised KeyError'): play(agent, Duck, 1, progress=False)
+
+
+def test_a_clipped_action_is_inside_its_box(recwarn):
+    for b in (.7, 1.3, 2.1):
+        check_actions(np.clip(np.full((4, 2), 9.), -b, b), Box(-b, b, (2,)), 4)
+    assert not [w for w in recwarn if 'outside Box' in str(w.message)]
+
+
+def test_a_world_of_old_units_is_not_gone_on_with(tmp_path):
+    "What was learned of actions as they are cannot be read as numbers from -1 to 1."
+    data = Trajectories.from_episodes([Episode(rng.normal(size=(21, 2)), rng.normal(size=(20, 2)) * 90, rng.random(20), True) for _ in range(6)])
+    old = make_world(data)
+    old.spaces = replace(old.spaces, unit=False)
+    fit_world(data, 8, 2, old, path=tmp_path / 'w.safetensors', progress=False, device='cpu')
+    with pytest.raises(CheckpointError, match='unit'): fit_world(data, 8, 2, path=tmp_path / 'w.safetensors', progress=False, device='cpu')
 
 
 def test_actions_outside_their_box_warn():
@@ -563,7 +596,9 @@ def test_files_with_nan_or_other_goals_are_named(tmp_path):
         np.savez(tmp_path / f'{name}.npz', **dict(observation=e.observation, action=e.action, reward=e.reward, terminated=True, actions=2) | change)
     write('a'), write('b', reward=np.array([0, 1, np.nan, 0, 0]))
     with pytest.raises(ValueError, match=r'reward in .*b\.npz is nan at step 2'): from_folder(tmp_path)
+    write('a', goal=np.float32(1))
+    with pytest.raises(ValueError, match=r'goal in .*a\.npz must be a row'): from_folder(tmp_path)
     write('a', goal=np.zeros((7, 1))), write('b', goal=np.zeros((5, 1)))
-    with pytest.raises(ValueError, match=r'a\.npz has 7 rows of goal and 6 of observation'): from_folder(tmp_path)
+    with pytest.raises(ValueError, match=r'goal in .*a\.npz must be a row of numbers for each of 6 observations, got \[7, 1\]'): from_folder(tmp_path)
     with pytest.raises(ValueError, match='give a positive whole number'): from_folder(tmp_path, actions=2.5)
     assert len(load_data(write('a') or write('b') or tmp_path)[0]) == 2

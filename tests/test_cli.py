@@ -433,7 +433,8 @@ def test_a_store_of_other_data_is_not_taken_for_ones_own(tmp_path):
 
 @pytest.mark.parametrize('option, words', [
     ('--radius 0.2', 'radius=0.2 is an option of goals, and CartPole-v1 has none'), ('--patch 2', 'patch is an option of pictures'), ('--window', 'window is an option of pictures'),
-    ('--longest 5000', 'episodes of CartPole-v1 end after 500: choose less'), ('--episodes 3 --data-steps 500', 'choose one of --episodes and --data-steps')])
+    ('--longest 5000', 'episodes of CartPole-v1 end after 500: choose less'), ('--episodes 3 --data-steps 500', 'choose one of --episodes and --data-steps'),
+    ('--data-steps -5', '--data-steps must be at least 0, got -5'), ('--episodes -2', '--episodes must be at least 0, got -2')])
 def test_options_that_do_not_fit_a_world_are_refused_before_it_is_played(option, words, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('ldp_tut.data.collect', lambda *a, **k: pytest.fail('it was played'))
     assert main(f'train --env CartPole-v1 --out {tmp_path} {option}'.split()) == 1
