@@ -25,7 +25,7 @@ from typing import Annotated, Generic, Literal, TypeVar, Union
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Suppress, subcommand
 
-from .reports import KEYS, as_json, claim_holds, finite, last_loss, say, summary, tell, worth_a_film
+from .reports import KEYS, as_json, claim_holds, finite, help_further, last_loss, say, summary, tell, worth_a_film
 
 # %% ../nbs/21_command_line.ipynb #7ca02ad5
 Options = TypeVar('Options')  # a configuration whose fields are options, too
@@ -227,9 +227,9 @@ def with_options(command, words):
 def read_command(argv) -> tuple:
     "The command's name, and what is asked of it."
     if not argv or argv[0] not in COMMANDS: show_commands(argv)
-    command, words = argv[0], argv[1:]
-    kind, default = with_options(command, words)
-    return tyro.cli(kind, default=default, args=words, prog=f'ldp-tut {command}')
+    kind, default = with_options(command := argv[0], words := argv[1:])
+    with help_further(command):
+        return tyro.cli(kind, default=default, args=words, prog=f'ldp-tut {command}')
 
 # %% ../nbs/21_command_line.ipynb #4f8a67e0
 def _writable(folder):

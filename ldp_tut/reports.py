@@ -6,7 +6,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/reports.html.md"""
 
 # %% auto #0
 __all__ = ['KEYS', 'KEYS_ANYWHERE', 'success_line', 'tell_rooms', 'film_line', 'tell_anywhere', 'tell', 'as_json', 'say',
-           'finite', 'claim_holds', 'worth_a_film', 'summary', 'last_loss']
+           'finite', 'help_further', 'claim_holds', 'worth_a_film', 'summary', 'last_loss']
 
 # %% ../nbs/20c_reports.ipynb #r0000004
 import json
@@ -14,6 +14,7 @@ import math
 import os
 import statistics
 import sys
+from contextlib import contextmanager
 
 # %% ../nbs/20c_reports.ipynb #r0000006
 KEYS = ('env', 'episodes', 'seed', 'spare', 'layouts', 'success', 'steps_over_optimum', 'predicted_reward',
@@ -103,6 +104,16 @@ def finite(v):
     if isinstance(v, dict): return {k: finite(each) for k, each in v.items()}
     if isinstance(v, (list, tuple)): return [finite(each) for each in v]
     return None if isinstance(v, float) and not math.isfinite(v) else v
+
+@contextmanager
+def help_further(command):
+    "Where `train` does not know an option: which ones there are depends on others."
+    try: yield
+    except SystemExit as e:
+        if e.code and command == 'train':
+            print('Which options there are depends on --env, --method and --denoiser; those of a world other than '
+                  'MiniGrid\'s rooms: `ldp-tut train --env ID --help`', file=sys.stderr)
+        raise
 
 # %% ../nbs/20c_reports.ipynb #r0000032
 def claim_holds(claimed: dict, measured: dict) -> bool:

@@ -431,6 +431,14 @@ def test_a_store_of_other_data_is_not_taken_for_ones_own(tmp_path):
     with pytest.raises(ValueError, match='spare=8, not 0'): _check_same_data(tmp_path, have, dict(env_id='X-v0', seed=0, walk=0, spare=0, patch=None))
 
 
+def test_who_asks_for_an_option_of_another_world_is_told_where_they_are(capsys):
+    with pytest.raises(SystemExit): main('train --radius 0.2'.split())
+    assert 'ldp-tut train --env ID --help' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as e: main('train --env CartPole-v1 --help'.split())
+    said = capsys.readouterr()
+    assert not e.value.code and '--env ID' not in said.err
+
+
 @pytest.mark.parametrize('option, words', [
     ('--radius 0.2', 'radius=0.2 is an option of goals, and CartPole-v1 has none'), ('--patch 2', 'patch is an option of pictures'), ('--window', 'window is an option of pictures'),
     ('--longest 5000', 'episodes of CartPole-v1 end after 500: choose less'), ('--episodes 3 --data-steps 500', 'choose one of --episodes and --data-steps'),
