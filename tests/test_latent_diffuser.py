@@ -160,6 +160,7 @@ def test_the_encoder_and_the_decoder_are_causal(model):
 @pytest.mark.parametrize('beta', [0., 3.])
 def test_a_plan_alone_is_its_row_in_sixty_four(model, beta):
     state = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r'iterations must be an integer in 1\.\.'): draw_latents(model, state, beta, iterations=5000)
     many = draw_latents(model, state, beta, iterations=5, seeds=range(64))
     for i in (0, 17): torch.testing.assert_close(draw_latents(model, state[i:i + 1], beta, 5, [i])[0], many[i], atol=1e-4, rtol=1e-4)
     out = decode_plans(model, many, state)

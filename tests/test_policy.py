@@ -361,3 +361,9 @@ def test_worlds_are_closed_whatever_happens(monkeypatch):
     assert len(made) == len(closed) == 3
     with pytest.raises(ValueError, match='Ta'): play_pusht(untrained(), [1], Ta=99)
     assert len(made) == 3, 'refused before any world is made'
+
+
+def test_a_share_has_no_more_good_ones_than_there_are():
+    assert share_interval(0, 0) == (0., 1.) and share_interval(4, 4)[1] == pytest.approx(1)
+    for good in (5, -1):
+        with pytest.raises(ValueError, match=f'{good} of 4 is no share'): share_interval(good, 4)
