@@ -10,8 +10,8 @@ __all__ = ['EMPTY', 'WALL', 'FLOOR', 'DOOR', 'KEY', 'BALL', 'BOX', 'GOAL', 'LAVA
            'VIEWS', 'FAR', 'MAZES', 'check_env_id', 'need_mazes', 'check_objects', 'check_rules', 'check_force',
            'check_seed', 'check_cell', 'make_env', 'read_grid', 'paint_agent', 'split_agent', 'draw_pixels', 'facing',
            'handle', 'walkable', 'GridTwin', 'layouts', 'spared', 'room_seeds', 'distance_to', 'goal_cell', 'steer',
-           'shortest_plan', 'MazeTask', 'MazeMap', 'PointMaze', 'point_mazes', 'stackings', 'after_move', 'BlockCode',
-           'BlockTable', 'BlockStacking', 'optimal_steps']
+           'state_keys', 'shortest_plan', 'MazeTask', 'MazeMap', 'PointMaze', 'point_mazes', 'stackings', 'after_move',
+           'BlockCode', 'BlockTable', 'BlockStacking', 'optimal_steps']
 
 # %% ../nbs/04_envs.ipynb #d10df8de
 import warnings
@@ -411,7 +411,7 @@ def _grow(layer, prize):
     grown = GridTwin(cells, pose, 2**31, carrying, prize)
     return grown, grown.step(torch.arange(A).repeat(len(layer)))[0]
 
-def _state_keys(twin):
+def state_keys(twin):
     "One byte string per room that names its whole state."
     parts = twin.cells.flatten(1), twin.pose.to(torch.uint8), twin.carrying
     return [row.tobytes() for row in torch.cat(parts, 1).numpy()]
@@ -422,13 +422,13 @@ def shortest_plan(
 ) -> list:                       # the actions; None where the goal cannot be reached
     "The exact shortest way to the goal, keys and doors included: breadth first."
     check_count(len(room), 'the number of rooms', 1, 1)
-    layer, seen, plans = room, set(_state_keys(room)), [()]
+    layer, seen, plans = room, set(state_keys(room)), [()]
     while len(layer):
         new, reward = _grow(layer, room.prize)
         plans = [(plan, a) for plan in plans for a in range(TOGGLE + 1)]  # linked lists
         if reward.any(): return _unrolled(plans[int(reward.gt(0).nonzero()[0])])
         fresh = []
-        for j, key in enumerate(_state_keys(new)):
+        for j, key in enumerate(state_keys(new)):
             if key in seen or new.terminated[j]: continue
             seen.add(key); fresh.append(j)
         if len(seen) > max_states:

@@ -245,7 +245,7 @@ def motion_losses(world, z, batch, generator) -> dict:
     noise = torch.randn(z[:, 2].shape, generator=generator, device=z.device)
     said = world.motion.steps_between(z[:, 0], z[:, 2] + 0.1 * noise)
     if world.actions: inverse = F.cross_entropy(out, batch['action'], reduction='none')
-    else: inverse = (out - in_units(batch['action'], world.spaces)).pow(2).mean(-1)
+    else: inverse = (out - in_units(batch['action'], getattr(world, 'spaces', None))).pow(2).mean(-1)
     near, known = batch['near'].to(z), batch['known'].to(z)  # last steps, too, however far one looks
     return dict(inverse=(inverse * near).sum() / near.sum().clamp(min=1),
                 passage=(pinball(steps - said, 0.1) * known).sum() / known.sum().clamp(min=1))
