@@ -77,7 +77,7 @@ class SightConfig:
     shape: tuple = (64, 64, 3)   # of a picture: rows, columns, channels
     keypoints: int = 64
     width: int = 32              # channels of the first layer
-    stem: str = 'conv'           # or 'patches' of 4 × 4 pixels: faster, and sees worse
+    stem: str = 'conv'           # or 'patches' of 4 × 4 pixels, which saw worse
 
     def __post_init__(self): check_sight(self)
 
