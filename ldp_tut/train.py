@@ -6,28 +6,33 @@ Docs: https://ldp-tut.github.io/ldp_tut/training.html.md"""
 
 # %% auto #0
 __all__ = ['EMA', 'TrainConfig', 'learning_rate', 'weights_from', 'pick_device', 'fingerprint', 'fingerprint_of_world',
-           'check_varied', 'check_data_for_plans', 'differences', 'check_recipe', 'NonFiniteLoss', 'fast_bf16',
-           'Tracking', 'CSVTracker', 'BatchStream', 'Run', 'fit', 'steps_in']
+           'check_flat', 'default_longest', 'check_varied', 'check_data_for_plans', 'differences', 'check_recipe',
+           'NonFiniteLoss', 'fast_bf16', 'Tracking', 'CSVTracker', 'BatchStream', 'Run', 'fit', 'steps_in']
 
 # %% ../nbs/06_training.ipynb #2bc2a773
 import copy
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.utils import GradientAccumulationPlugin, broadcast, broadcast_object_list
+from filelock import FileLock, Timeout
 from torch import nn
 from tqdm.auto import tqdm
 
 from .board import check_between, check_count
+from .records import Trajectories, check_data
 from .checkpoints import (CheckpointError, card_text, check_checkpoint_path, check_file, file_sha256,
                                  load_checkpoint, load_plain, load_weights, plain_state, save_checkpoint)
 
@@ -85,6 +90,9 @@ class TrainConfig:
             keep(name, check_count(getattr(self, name), name, least))
         for name in ('lr', 'weight_decay', 'clip', 'leap'):
             keep(name, check_between(getattr(self, name), name, 0, math.inf, '[)'))
+        if 0 < self.leap <= 1:
+            raise ValueError(f'leap={self.leap} would leave out steps of the usual '
+                             'length: choose 0, for none, or more than 1')
         for name in ('final_lr', 'ema'):
             keep(name, check_between(getattr(self, name), name, 0, 1))
         if self.precision not in ('auto', 'no', 'bf16'):
@@ -141,6 +149,7 @@ def fingerprint(*data) -> str:
             digest.update(f'{x.dtype}{list(x.shape)}'.encode())
             digest.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         elif hasattr(x, 'dtype'):
+            if x.dtype == object: raise TypeError('no fingerprint of an array of objects')
             add([str(x.dtype), list(x.shape)]); digest.update(x.tobytes())
         elif isinstance(x, dict):
             for name in sorted(x): add(name); add(x[name])
@@ -159,6 +168,16 @@ def fingerprint_of_world(world):
     if world is None: return 'default'
     if any(p.requires_grad for p in getattr(world, 'parameters', list)()): return type(world).__name__
     return f'{type(world).__name__} {fingerprint(getattr(world, "state_dict", dict)())}'
+
+def check_flat(data) -> Trajectories:
+    "The data; raises `ValueError` for another kind of record, and for NaN, infinity and unknown actions in it."
+    if isinstance(data, Trajectories): return check_data(data)
+    raise ValueError(f'expected Trajectories, got {type(data).__name__}: '
+                     "rooms become pictures by `as_frames(rooms, 'rgb')`, lists by `Trajectories.from_episodes`")
+
+def default_longest(data):  # steps ahead
+    "Half of a long episode, and from 4 to 512."
+    return int(min(max(np.quantile(data.length, 0.9) // 2, 4), 512))
 
 def check_varied(data):
     "The data; raises `ValueError` where every observation of them is the same."
@@ -305,6 +324,16 @@ def _sources(config, step, accelerator):
     return (torch.Generator().manual_seed(seed),
             torch.Generator(accelerator.device).manual_seed(seed + 32))
 
+def _mean_of_processes(accelerator, model):
+    """Gradients, the same in every process. Ours: a wrapper that does this sees
+    `forward` alone, and losses call other methods, too."""
+    if accelerator.num_processes == 1: return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    mean = accelerator.reduce(torch.cat([g.reshape(-1) for g in own]), 'mean')
+    for p, g in zip(trained, mean.split([p.numel() for p in trained])):
+        p.grad = g.view_as(p).clone()
+
 def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, config,
             card, where):
     """One optimiser step; returns the parts of the loss, or raises `NonFiniteLoss`
@@ -313,9 +342,11 @@ def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, conf
     The usual length of a gradient is a running mean, kept in the card."""
     with autocast: parts = loss_fn(model, batch, noise)
     if not isinstance(parts, dict): parts = {'loss': parts}
+    parts = {n: torch.as_tensor(p, device=accelerator.device) for n, p in parts.items()}
     loss = sum(parts.values())
     optimiser.zero_grad(set_to_none=True)
     accelerator.backward(loss)
+    _mean_of_processes(accelerator, model)
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip or math.inf)
     seen = [loss.detach(), torch.as_tensor(norm), *(p.detach() for p in parts.values())]
     values = torch.stack([x.float() for x in seen]).tolist()  # one wait for the device
@@ -340,13 +371,29 @@ def _accelerator(device, config, track):
     if held is not None and held.type != device.type and PartialState().num_processes == 1:
         # one process, which has trained on another device: it may, one after the other
         AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=device.type == 'cpu', log_with=track.tracker,
-                              project_dir=track.folder)
+    if AcceleratorState._shared_state.get('_mixed_precision', 'no') != 'no':
+        AcceleratorState._reset_state()  # somebody else's; ours is `config.precision`
+    accelerator = Accelerator(
+        cpu=device.type == 'cpu', log_with=track.tracker, project_dir=track.folder,
+        mixed_precision='no',  # said here, or a variable of the shell would decide
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     if accelerator.device.type != device.type:
         raise ValueError(f'this process has already trained on {accelerator.device}; '
                          f'start a new one to train on {device}')
     if track.tracker: accelerator.init_trackers('ldp_tut', config=asdict(config))
     return accelerator
+
+@contextmanager
+def _held(path, accelerator):
+    "A file is trained by one run at a time; a killed process gives it back."
+    if not path or not accelerator.is_main_process:
+        yield
+        return
+    try: lock = FileLock(path.with_name(f'.{path.name}.lock')).acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(f'{path} is being trained by another process: '
+                              'wait for it, or choose another path') from None
+    with lock: yield
 
 def fast_bf16(device: torch.device) -> bool:
     """Whether a device multiplies in bf16 with instructions made for it.
@@ -388,6 +435,8 @@ class Tracking:
     folder: str = None      # for trackers that need one
     every: int = 10         # steps
 
+    def __post_init__(self): check_count(self.every, 'every')
+
 class CSVTracker(GeneralTracker):
     """One line per logged step: step, then the named values.
 
@@ -405,8 +454,11 @@ class CSVTracker(GeneralTracker):
     def store_init_configuration(self, values: dict):
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
+    def columns(self):
+        with self.path.open() as f: return f.readline().rstrip('\n').split(',')[1:]
+
     def up_to(self, step):
-        "Forget steps that a killed run logged and did not save; the file's first line."
+        "Forget steps that a killed run logged and did not save."
         head, *lines = self.path.read_text().splitlines(True)
         kept = [line for line in lines if line.endswith('\n')
                 and (step is None or int(line.partition(',')[0]) < step)]
@@ -420,7 +472,11 @@ class CSVTracker(GeneralTracker):
         new = not (self.path.exists() and self.path.stat().st_size)
         if self.names is None:   # a run that is gone on with keeps its columns
             names = sorted({*values} - {'left_out'})
-            self.names = names if new else self.up_to(step).split(',')[1:]
+            self.names = names if new else self.columns()
+            if not {*names} <= {*self.names}:
+                raise ValueError(f'{self.path} is the log of {self.names}, and not of '
+                                 f'{names}: choose another file')
+            if not new: self.up_to(step)
         with self.path.open('a') as f:
             if new: f.write(','.join(['step', *self.names]) + '\n')
             said = (f'{values[v]:.6g}' if v in values else '' for v in self.names)
@@ -518,36 +574,40 @@ def fit(
     share = accelerator.process_index, accelerator.num_processes
     if not callable(batches): batches = BatchStream(batches, config.seed, share)
     how = dict(lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    wrapped, optimiser = accelerator.prepare(
-        model, torch.optim.AdamW(model.parameters(), **how))
-    ema = EMA(model, config.ema)
-    card = _begin(path, _new_card(config, recipe), model, ema, optimiser)
-    start, before, saved = card['step'], card['seconds'], card['step']
-    if config.compile: loss_fn = torch.compile(loss_fn)
-    end = config.steps if stop_at is None else min(config.steps, stop_at)
-    run, began = Run(model, card=card), time.perf_counter()
-    bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train',
-               mininterval=1., dynamic_ncols=True,
-               disable=None if progress and accelerator.is_main_process else True)
-    for step in bar:
-        source, noise = _sources(config, step, accelerator)
-        for group in optimiser.param_groups: group['lr'] = learning_rate(step, config)
-        batch = _to_device(batches(step, source), accelerator.device)
-        parts = _update(accelerator, autocast, wrapped, optimiser, loss_fn, batch,
-                        noise, config, card, _where(step, path, saved))
-        ema.update(model)
-        run.seconds = before + time.perf_counter() - began
-        run.history.append(dict(step=step, lr=learning_rate(step, config),
-                                seconds=run.seconds - before, **parts))
-        if step % 10 == 0: bar.set_postfix(loss=f"{parts['loss']:.4f}")
-        if track.tracker and step % track.every == 0:
-            accelerator.log(dict(parts, lr=run.history[-1]['lr']), step=step)
-        card.update(step=step + 1, seconds=run.seconds, ema_steps=ema.steps)
-        if path and accelerator.is_main_process and (
-                (step + 1) % config.save_every == 0 or step + 1 == end):
-            _save_run(path, model, ema, optimiser, card); saved = step + 1
-    if track.tracker: accelerator.end_training()
-    ema.copy_to(model)
+    model.to(accelerator.device)
+    if share[1] > 1:
+        for t in model.state_dict().values(): broadcast(t)
+    optimiser = accelerator.prepare(torch.optim.AdamW(model.parameters(), **how))
+    with _held(path, accelerator):
+        ema = EMA(model, config.ema)
+        card = _begin(path, _new_card(config, recipe), model, ema, optimiser)
+        start, before, saved = card['step'], card['seconds'], card['step']
+        if config.compile: loss_fn = torch.compile(loss_fn)
+        end = config.steps if stop_at is None else min(config.steps, stop_at)
+        run, began = Run(model, card=card), time.perf_counter()
+        bar = tqdm(range(start, end), initial=start, total=config.steps, desc='train',
+                   mininterval=1., dynamic_ncols=True,
+                   disable=None if progress and accelerator.is_main_process else True)
+        for step in bar:
+            source, noise = _sources(config, step, accelerator)
+            rate = learning_rate(step, config)
+            for group in optimiser.param_groups: group['lr'] = rate
+            batch = _to_device(batches(step, source), accelerator.device)
+            parts = _update(accelerator, autocast, model, optimiser, loss_fn, batch,
+                            noise, config, card, _where(step, path, saved))
+            ema.update(model)
+            run.seconds = before + time.perf_counter() - began
+            run.history.append(dict(step=step, lr=rate,
+                                    seconds=run.seconds - before, **parts))
+            if step % 10 == 0: bar.set_postfix(loss=f"{parts['loss']:.4f}")
+            if track.tracker and step % track.every == 0:
+                accelerator.log(dict(parts, lr=rate), step=step)
+            card.update(step=step + 1, seconds=run.seconds, ema_steps=ema.steps)
+            if path and accelerator.is_main_process and (
+                    (step + 1) % config.save_every == 0 or step + 1 == end):
+                _save_run(path, model, ema, optimiser, card); saved = step + 1
+        if track.tracker: accelerator.end_training()
+        ema.copy_to(model)
     run.seconds = before + time.perf_counter() - began
     return run
 
@@ -556,6 +616,8 @@ def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, trie
     "How many training steps fit into so many minutes here, measured on a copy that is thrown away."
     device, g = pick_device(device), torch.Generator(device).manual_seed(0)
     model, (_, autocast) = copy.deepcopy(model).to(device), _precision(config, device)
+    together = int(os.environ.get('WORLD_SIZE', 1)) > 1
+    if together: PartialState(cpu=device.type == 'cpu')
     optimiser, began = torch.optim.AdamW(model.parameters()), None
     for step in range(tries + 1):
         if step == 1: began = time.perf_counter()
@@ -564,4 +626,5 @@ def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, trie
         loss = sum(parts.values()) if isinstance(parts, dict) else parts
         loss.backward(); optimiser.step(); optimiser.zero_grad()
         float(loss)  # a clock would not wait for a GPU
-    return max(10, round(60 * minutes * tries / (time.perf_counter() - began)))
+    steps = [max(10, round(60 * minutes * tries / (time.perf_counter() - began)))]
+    return (broadcast_object_list(steps) if together else steps)[0]  # all processes take as many

@@ -7,14 +7,15 @@ Docs: https://ldp-tut.github.io/ldp_tut/worlds.html.md"""
 # %% auto #0
 __all__ = ['Seen', 'World', 'Spaces', 'check_shape', 'read_observation', 'check_environment', 'check_seen', 'pinball', 'Motion',
            'mlp', 'VectorWorld', 'on', 'bounded', 'in_units', 'from_units', 'motion_losses', 'world_batches',
-           'world_loss', 'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_flat',
-           'check_ends_pay', 'check_world', 'Rewards', 'pays_away', 'Denoiser', 'DenoiserConfig', 'check_go_together',
-           'VectorDenoiser', 'token_batches', 'hindsight', 'DenoisingLoss', 'action_error', 'Tried', 'play',
-           'play_batch', 'stack', 'executed']
+           'world_loss', 'PixelWorld', 'pictures', 'make_world', 'check_learnable', 'fit_world', 'check_ends_pay',
+           'check_world', 'Rewards', 'pays_away', 'Denoiser', 'DenoiserConfig', 'check_go_together', 'VectorDenoiser',
+           'token_batches', 'hindsight', 'DenoisingLoss', 'action_error', 'Tried', 'play', 'play_batch', 'stack',
+           'executed']
 
 # %% ../nbs/12b_worlds.ipynb #8c4a021e
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -30,9 +31,9 @@ from .board import check_count, check_positive
 from .data import NO_LIMIT, Normaliser, Trajectories, Windows, make_any, random_offsets
 from .ddpm import NoiseSchedule, add_noise, cosine_schedule, shifted
 from .forcing import ForcingConfig, Prediction, TokenTransformer, forcing_levels, forcing_loss, with_features
-from .records import (as_agents_see, ask, at_goal, cells_in, check_apart, check_data, join_parts, promise_gap,
+from .records import (as_agents_see, ask, at_goal, cells_in, check_apart, join_parts, promise_gap,
                              radius_of)
-from .train import Run, TrainConfig, fingerprint, fit
+from .train import Run, TrainConfig, check_flat, fingerprint, fit
 
 # %% ../nbs/12b_worlds.ipynb #e68db15f
 class Seen(NamedTuple):
@@ -109,14 +110,16 @@ def read_observation(
     if isinstance(obs, tuple): raise ValueError('the observation is a tuple: is it `obs, info = env.reset()`?')
     if isinstance(obs, dict):
         goal = obs.get('desired_goal')
-        parts = {n: np.atleast_2d(np.asarray(x, np.float32)) for n, x in obs.items() if n not in ('image', 'mission')}
+        parts = {n: np.atleast_2d(np.asarray(x, np.float32)) for n, x in obs.items()
+                 if spaces.view == 'vector' and not isinstance(x, str)}
         here = parts['achieved_goal'].shape[1] if 'achieved_goal' in parts else 0
-        obs = obs['image'] if 'image' in obs else join_parts(parts)[0]
+        obs = join_parts(parts)[0] if parts else obs.get('image')
         if here and obs.shape[1] == spaces.shape[0] + here: obs = obs[:, here:]  # the data had it twice
     obs, rank = np.asarray(obs), len(spaces.shape)
     if obs.dtype.kind not in 'biuf': raise ValueError(f'an observation is made of numbers, got {obs.dtype}')
     x = torch.as_tensor(obs)
     check_seen(shape := x.shape[x.ndim - rank:], spaces, goal)
+    if x.ndim > rank + 1: raise ValueError(f'observations {list(x.shape)} of {list(shape)} each: give one, or a batch')
     x = x.reshape(-1, *shape)
     if spaces.view != 'vector' and (x.is_floating_point() or x.numel() and not 0 <= x.min() <= x.max() <= 255):
         raise ValueError(f'pictures are bytes (integers from 0 to 255), got {x.dtype}: as the data were, not scaled')
@@ -133,7 +136,7 @@ def check_environment(env, spaces: Spaces):
 
     Raises `ValueError` with both, where they differ."""
     env = as_agents_see(env)
-    read_observation(env.reset(seed=0)[0], spaces)
+    read_observation(ask(env, 'reset', seed=0)[0], spaces)
     many, shape = int(getattr(env.action_space, 'n', 0)), env.action_space.shape
     has = f'{many} actions' if many else f'actions {list(shape)}'
     data = f'{spaces.actions} actions' if spaces.actions else f'actions [{spaces.action_dims}]'
@@ -382,12 +385,6 @@ def fit_world(
     if hasattr(world, 'calibrate'): world.calibrate(data)
     return world, run
 
-def check_flat(data) -> Trajectories:
-    "The data; raises `ValueError` for another kind of record, and for NaN, infinity and unknown actions in it."
-    if isinstance(data, Trajectories): return check_data(data)
-    raise ValueError(f'expected Trajectories, got {type(data).__name__}: '
-                     "rooms become pictures by `as_frames(rooms, 'rgb')`, lists by `Trajectories.from_episodes`")
-
 def check_ends_pay(data, rewards):
     "The data; `ValueError` where something else pays than a good end, which is all that maps are trained for."
     if rewards.kind == 'end': return data
@@ -419,6 +416,9 @@ class Rewards:
     def of(cls, data: Trajectories, radius: float = None) -> 'Rewards':
         "Raises `ValueError` for data in which nothing pays, and goals whose radius the data do not show."
         if radius is not None: radius = check_positive(radius, 'radius')
+        if data.goal is not None and data.observation.ndim > 2: raise ValueError(
+            f'goals {list(data.goal.shape[1:])} of pictures {list(data.observation.shape[1:])} cannot be planned for: '
+            'leave the goals out')
         away = pays_away(data.reward)
         if data.goal is not None: return cls('goal', away, 1., *radius_of(data, away, radius))
         low, high = float(data.reward.min()), float(data.reward.max())
@@ -654,10 +654,11 @@ def play(
 # %% ../nbs/12b_worlds.ipynb #bd38188a
 def play_batch(agent, make, seeds, most, bar, pays, whole=False):
     "One row an episode; where there is a goal it ends when it is first rewarded, if it is not to be whole."
-    envs, kind = check_apart([make() for _ in seeds]), pays['kind']
+    kind = pays['kind']
     pay = pays.get('low', 0.) if kind != 'step' else 0.
-    if hasattr(agent, 'card'): envs = [as_agents_see(env) for env in envs]  # it learned from data
-    try:
+    with ExitStack() as stack_of:
+        envs = check_apart([stack_of.enter_context(closing(make())) for _ in seeds])
+        if hasattr(agent, 'card'): envs = [as_agents_see(env) for env in envs]  # it learned from data
         obs = [ask(env, 'reset', seed=int(s))[0] for env, s in zip(envs, seeds)]
         blank = {'steps': 0, 'first': None, 'predicted': float('nan'), 'promised': None, 'return': 0.}
         rows = [dict(blank, seed=int(s)) for s in seeds]
@@ -680,8 +681,6 @@ def play_batch(agent, make, seeds, most, bar, pays, whole=False):
                 if over: bar.update(1); row['ended'] = bool(ended)
                 else: going.append(i)
             agent.keep(going); live = [live[i] for i in going]
-    finally:
-        for env in envs: env.close()
     for row, rewards in zip(rows, trace): row |= executed(row, rewards, **pays)
     return rows
 

@@ -327,10 +327,12 @@ def test_a_tracker_is_told_and_goes_on_after_a_kill(tmp_path):
 
 
 def test_a_tracker_keeps_its_columns_whatever_a_step_says(tmp_path):
-    for steps in ([(0, dict(loss=1., left_out=1.)), (1, dict(loss=2.))], [(2, dict(loss=3., new=4.))]):
+    for steps in ([(0, dict(loss=1., left_out=1.)), (1, dict(loss=2.))], [(2, dict(loss=3.)), (3, dict(loss=0., new=4.))]):
         tracker = CSVTracker(tmp_path / 'a.csv')   # the second one goes on after a kill
         for step, values in steps: tracker.log(values, step)
-    assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,2\n2,3\n'
+    assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,2\n2,3\n3,0\n'
+    with pytest.raises(ValueError, match="log of \\['loss'\\], and not of \\['a', 'loss'\\]"): CSVTracker(tmp_path / 'a.csv').log(dict(loss=1., a=2.), 0)
+    assert (tmp_path / 'a.csv').read_text().endswith('3,0\n'), 'nothing of the other run is lost'
     with (tmp_path / 'a.csv').open('a') as f: f.write('3,0.')   # killed while it wrote; steps from 1 on were not saved
     CSVTracker(tmp_path / 'a.csv').log(dict(loss=9.), 1)
     assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,9\n'
