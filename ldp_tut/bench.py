@@ -28,6 +28,7 @@ from .envs import (AGENT, DOOR, EMPTY, FAR, GOAL, KEY, WALL, GridTwin, distance_
                           make_env, read_grid, room_seeds, shortest_plan)
 from .exact import ChainConfig, ChainDenoiser, Scene, one_step, one_step_back
 from .planner import Far, Plan, next_action
+from .board import check_count
 from .records import promise_gap
 from .train import fast_bf16
 from .viz import draw_room, side_by_side
@@ -153,8 +154,10 @@ class Rooms:
         env_id: str,
         seeds: list,              # one `env.reset(seed=…)` each
         config: ChainConfig,
+        most: int = None,         # steps; default the environment's own limit
     ):
         self.seeds, self.symbols, n = seeds, not config.world.patch, len(seeds)
+        self.most = most or math.inf
         self.envs = [open_env(env_id, config) for _ in seeds]
         begun = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds)]
         self.obs = [read_image(obs, config) for obs in begun]
@@ -187,7 +190,8 @@ class Rooms:
             self.steps[j] += 1; self.back[j] += float(reward)
             self.trace[j].append(self.obs[j])
             self.won[j] = self.won[j] or reward > 0
-            if not (terminated or truncated): still.append(j)
+            over = terminated or truncated or self.steps[j] >= self.most
+            if not over: still.append(j)
         ended, self.live = len(self.live) - len(still), still
         return ended
 
@@ -225,13 +229,14 @@ def evaluate(
     progress: bool = True,
     keep: int = 0,            # keep the walks of the first `keep` rooms
     spare: int = None,        # play one layout in so many; 0: all; default the card's
+    most: int = None,         # steps; default the environment's own limit
 ) -> dict:
     """Run the agent in the real environment.
 
     Reports success, walk length against the exact optimum, and what the plans promised
     against what happened."""
-    if episodes < 1:
-        raise ValueError(f'episodes must be at least 1, got {episodes}')
+    check_count(episodes, 'episodes')
+    if most is not None: check_count(most, 'most')
     env_id, rows, walks, tally = env_id or agent.env_id, [], [], Counter()
     if spare is None: spare = agent.card.get('recipe', {}).get('spare', 0)
     seeds, kinds = room_seeds(env_id, episodes, seed, spare), set()
@@ -239,7 +244,7 @@ def evaluate(
     with tqdm(total=episodes, desc='episodes', disable=quiet, leave=False) as bar:
         for start in range(0, episodes, batch):
             some, config = seeds[start:start + batch], agent.planner.model.config
-            rooms = Rooms(env_id, some, config)
+            rooms = Rooms(env_id, some, config, most)
             kinds |= {c.numpy().tobytes() for c in rooms.cells}
             plan, verdict = _play(agent, rooms, tally, bar)
             for j, s in enumerate(rooms.seeds):

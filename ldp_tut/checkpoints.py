@@ -8,7 +8,7 @@ Docs: https://ldp-tut.github.io/ldp_tut/checkpoints.html.md"""
 __all__ = ['BUSY', 'ALIASES', 'plain_name', 'plain_state', 'load_plain', 'CheckpointError', 'card_text', 'weights_sha256',
            'untied', 'check_checkpoint_path', 'save_checkpoint', 'load_checkpoint', 'as_it_was', 'load_weights',
            'DownloadError', 'cache_folder', 'check_file', 'file_sha256', 'download', 'checkpoint_shelf',
-           'list_pretrained', 'find_checkpoint', 'commit_of_package']
+           'list_pretrained', 'find_checkpoint', 'as_said', 'commit_of_package']
 
 # %% ../nbs/93_checkpoints.ipynb #c93a0005
 import hashlib
@@ -149,7 +149,9 @@ def load_checkpoint(
         if card is None:
             raise CheckpointError(f'{path} is a safetensors file but not an ldp_tut '
                                   'checkpoint (its header has no card)')
-        tensors, card = load_file(path), json.loads(card)
+        # copies: a run that goes on will replace this file, and others may write to it
+        tensors = {name: t.clone() for name, t in load_file(path).items()}
+        card = json.loads(card)
         # older files have none
         if card.pop('weights_sha256', given := weights_sha256(tensors)) != given:
             raise SafetensorError('its weights are not those that were written')
@@ -316,7 +318,7 @@ ALIASES = {'fourrooms-exact': 'fourrooms'}  # whose denoiser is exact
 
 def find_checkpoint(
     name: str,              # one of `list_pretrained()`, a path, or an address
-    sha256: str = None,     # of the file, where `name` is an address
+    sha256: str = None,     # of the file; an address needs it
     progress: bool = True,  # of a download
 ):                          # a path
     """The file behind it. Raises `CheckpointError` for a name nobody knows.
@@ -328,10 +330,10 @@ def find_checkpoint(
                 f'to load {name}, say what it must be: sha256=... (64 hexadecimal '
                 'digits; whoever offers the file should give them)')
         return download(str(name), sha256, progress=progress)
-    if str(name).endswith('.safetensors'): return name
+    if str(name).endswith('.safetensors'): return as_said(name, sha256)
     name = ALIASES.get(name, name)
     shipped, known = checkpoint_shelf() / f'{name}.safetensors', list_pretrained()
-    if shipped.is_file(): return shipped
+    if shipped.is_file(): return as_said(shipped, sha256)
     if name not in known:
         if Path(name).is_dir(): raise CheckpointError(
             f'{name} is a folder: give a file in it, such as {name}/agent.safetensors')
@@ -339,7 +341,15 @@ def find_checkpoint(
         raise CheckpointError(f'no checkpoint is called {name!r}: choose one of '
                               f'{sorted([*known, *also])}, or give the path or address of a '
                               '.safetensors file')
-    return download(known[name]['url'], known[name]['sha256'], progress=progress)
+    got = download(known[name]['url'], known[name]['sha256'], progress=progress)
+    return as_said(got, sha256)
+
+def as_said(path, sha256=None):
+    "The path; raises `CheckpointError` where its file has another sha256 than was asked for."
+    if not sha256 or not Path(path).is_file() or file_sha256(path) == sha256.lower():
+        return path
+    raise CheckpointError(f'{path} is not the file that was asked for: its sha256 is '
+                          f'{file_sha256(path)}, and not {sha256}')
 
 def _git(*words):
     how = dict(capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent,

@@ -16,7 +16,7 @@ __all__ = ['Options', 'Switch', 'Method', 'only_one', 'COMMANDS', 'OF_ROOMS', 'C
 import json
 import sys
 import time
-from contextlib import nullcontext, redirect_stdout
+from contextlib import closing, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
@@ -371,27 +371,27 @@ def train_exact(a) -> dict:
 # %% ../nbs/21_command_line.ipynb #56a8a4ef
 def data_for(a, out) -> tuple:
     "The data a recipe speaks of, read or played, and the id of their environment, if anybody says."
-    from ldp_tut.data import as_frames, collect
-    from ldp_tut.records import Episodes
+    from ldp_tut.data import Episodes, as_frames, collect
     from ldp_tut.rooms import check_wishes, in_pixels
     from ldp_tut.store import TrajectoryStore, load_data
     r = a.recipe
     if a.data:
         played = _given(r, 'policy', 'episodes', 'data_steps', 'walk', 'spare')
         if played: raise ValueError(f'with --data nothing is played: leave out {played}')
-        data, env_id = load_data(a.data)
-        return data, a.env or env_id
+        return (got := load_data(a.data))[0], a.env or got[1]
     steps = check_wishes(a.env, r)
-    about = dict(env_id=a.env, policy=r.policy or usual_policy(a.env), seed=a.seed,
-                 episodes_asked=r.episodes, steps_asked=steps, walk=r.walk, spare=r.spare,
-                 patch=(patch := getattr(r, 'patch', None)))
+    patch, policy = getattr(r, 'patch', None), r.policy or usual_policy(a.env)
+    about = dict(env_id=a.env, policy=policy, seed=a.seed, episodes_asked=r.episodes, steps_asked=steps, walk=r.walk,
+                 spare=r.spare, patch=patch)
     store = TrajectoryStore(out / 'data')
-    if not store.shards():
-        played, cut = collect(a.env, about['policy'], r.episodes, a.seed, not a.json, r.walk, r.spare, steps=steps), {}
-        if isinstance(played, Episodes) and patch: played, cut = in_pixels(played, patch)
-        elif isinstance(played, Episodes): played = as_frames(played)
-        store.append(played, about | dict(patches=cut.tolist()) if len(cut) else about)
-    _check_same_data(out / 'data', store.cards()[0], about)
+    with store.writing():
+        if not store.shards():
+            how, cut = (r.episodes, a.seed, not a.json, r.walk, r.spare), {}
+            played = collect(a.env, policy, *how, steps=steps)
+            if isinstance(played, Episodes) and patch: played, cut = in_pixels(played, patch)
+            elif isinstance(played, Episodes): played = as_frames(played)
+            store.append(played, about | (dict(patches=cut.tolist()) if len(cut) else {}))
+    for card in store.cards(): _check_same_data(out / 'data', card, about)
     return load_data(str(out / 'data'))
 
 def _check_same_data(folder, have, about):
@@ -413,7 +413,9 @@ def world_and_data(a) -> tuple:
     cut = [getattr(a.recipe, n, None) for n in ('patch', 'window')]
     data, world = cut_as_stored(data, *cut, a.seed, None if a.data else out / 'data')
     spaces = Spaces.of(data) if world is None else world.spaces
-    if env_id: check_environment(make_any(env_id, **how_to_see(env_id, spaces)), spaces)
+    if env_id:
+        with closing(make_any(env_id, **how_to_see(env_id, spaces))) as env:
+            check_environment(env, spaces)
     return out, data, world, spaces, env_id
 
 def train_any(a) -> dict:
@@ -513,10 +515,8 @@ def measure_any(a, path, card) -> tuple:
     from ldp_tut.worlds import check_environment, play
     agent, spaces, device = load_any(a, path, card)
     env_id = _place(a, agent.card)
-    env = make_any(env_id, **how_to_see(env_id, spaces))
-    check_environment(env, spaces)
-    _check_limit(a, env_id, env)
-    env.close()
+    with closing(make_any(env_id, **how_to_see(env_id, spaces))) as env:
+        check_environment(env, spaces), _check_limit(a, env_id, env)
     data, how = agent.card.get('data', {}), dict(most=a.most, progress=not a.json)
     if twin_knows(env_id, None, {}):
         spare = data.get('spare', 0) if env_id == agent.card.get('env_id') else 0

@@ -7,8 +7,8 @@ Docs: https://ldp-tut.github.io/ldp_tut/policy.html.md"""
 # %% auto #0
 __all__ = ['NETS', 'POLICIES_BY_NAME', 'GOAL_POSE', 'EDGE', 'Detour', 'detour_demonstrations', 'PolicyConfig', 'check_horizons',
            'check_history', 'ActionWindows', 'Policy', 'perceptron', 'RegressionPolicy', 'train_policy', 'check_fits',
-           'Receding', 'play_detour', 'share_interval', 'NearestNeighbour', 'MixturePolicy', 'FilmBlock', 'FilmUNet',
-           'FilmPerceptron', 'check_halves', 'one_level', 'ActionTransformer', 'DiffusionPolicy', 'save_policy',
+           'Receding', 'play_detour', 'NearestNeighbour', 'MixturePolicy', 'FilmBlock', 'FilmUNet', 'FilmPerceptron',
+           'check_halves', 'one_level', 'ActionTransformer', 'DiffusionPolicy', 'name_of_policy', 'save_policy',
            'load_policy', 'policy_rows', 'score_of_policy', 'turned', 'placed', 'to_block', 'from_block',
            'pusht_features', 'mirrored', 'pusht_record', 'pusht_demonstrations', 'make_pusht', 'play_pusht',
            'as_positions', 'room_features', 'demonstrate_rooms', 'play_cloned']
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .board import as_floats, check_between, check_choice, check_count, check_positive, check_seeds, full_board
-from .book import asset
+from .book import asset, share_interval
 from .checkpoints import CheckpointError, as_it_was, load_checkpoint, load_weights, save_checkpoint
 from .data import Normaliser, Windows, random_cells
 from .ddpm import add_noise, convert, cosine_schedule, last, sample, seeded_noise
@@ -253,6 +253,8 @@ def check_fits(data, config):
     shape = data.observation.shape[1:]
     if shape != (config.obs_dim,):
         raise ValueError(f'observations must be vectors of obs_dim={config.obs_dim} numbers, the data has {[*shape]}')
+    if data.goal is not None:
+        raise ValueError('these data have goals, which a policy would not see: `methods.with_goals` appends them')
     if data.action_dims != config.action_dim:
         raise ValueError(f'actions must be of action_dim={config.action_dim} numbers, the data has {data.action_dims}')
 
@@ -274,6 +276,8 @@ class Receding:
         "Observations [n, O] -> actions [n, A]."
         c, now = self.config, np.array(observation, np.float32)  # remembered: a copy
         if not self.history: self.history = [now] * c.To   # before the first step
+        if len(now) != len(self.history[0]):
+            raise ValueError(f'{len(now)} worlds after {len(self.history[0])}: reset')
         self.history = [*self.history[1:], now]
         if not self.queue:
             seeds = [100_000 * (self.seed + i) + self.t for i in range(len(now))]
@@ -301,14 +305,6 @@ def play_detour(
     stuck = np.linalg.norm(path[:, -1] - path[:, 0], axis=1) < .1
     above = (world.highest > 0)[world.won]
     return dict(path=path, won=world.won, hit=world.hit, stuck=stuck, above=above)
-
-def share_interval(good: int, n: int) -> tuple:   # low, high
-    "Wilson's 95 % interval of a share."
-    if not 0 <= good <= n: raise ValueError(f'{good} of {n} is no share')
-    if not n: return 0., 1.
-    z2, p = 1.96 ** 2, good / n
-    half, mid = (z2 * (p * (1 - p) / n + z2 / (4 * n * n))) ** .5, p + z2 / (2 * n)
-    return (mid - half) / (1 + z2 / n), (mid + half) / (1 + z2 / n)
 
 # %% ../nbs/10_policy.ipynb #p0000041
 class NearestNeighbour(Policy):
@@ -496,11 +492,15 @@ class DiffusionPolicy(Policy):
 POLICIES_BY_NAME = dict(diffusion=DiffusionPolicy, regression=RegressionPolicy,
                         mixture=MixturePolicy)
 
+def name_of_policy(model) -> str:
+    names = [n for n, kind in POLICIES_BY_NAME.items() if type(model) is kind]
+    if names: return names[0]
+    raise ValueError(f'{type(model).__name__} is none of {", ".join(POLICIES_BY_NAME)}')
+
 def save_policy(path, model: Policy, card: dict = {}):
     "Write a trained policy with its configuration; see `save_checkpoint`."
-    name = {v: k for k, v in POLICIES_BY_NAME.items()}[type(model)]
-    about = dict(card, kind='policy', policy=name, config=asdict(model.config))
-    return save_checkpoint(path, model.state_dict(), about)
+    shape = dict(policy=name_of_policy(model), config=asdict(model.config))
+    return save_checkpoint(path, model.state_dict(), dict(card, kind='policy', **shape))
 
 def load_policy(path) -> Policy:
     "Read a policy; a `CheckpointError` says why a file cannot be used."
@@ -518,7 +518,7 @@ def load_policy(path) -> Policy:
 # %% ../nbs/10_policy.ipynb #p00000a6
 def policy_rows(task: str) -> list:
     "The rows of `policy.csv` of a task ('fork', 'pusht', …); numbers as floats."
-    with asset('policy.csv').open() as f: rows = [r for r in csv.DictReader(f)]
+    with asset('policy.csv').open(encoding='utf-8') as f: rows = [*csv.DictReader(f)]
     text = ('task', 'policy')
     return [{k: v if k in text else float(v or 'nan') for k, v in r.items()}
             for r in rows if r['task'] == task]

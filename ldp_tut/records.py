@@ -448,7 +448,7 @@ def observation_reader(
     goal, `achieved_goal` comes first (see `without_double`). Else `ValueError`."""
     parts = dict(space.spaces) if isinstance(space, Dict) else {}
     if is_picture(space): return lambda x: (np.asarray(x), None)
-    if 'image' in parts and set(parts) <= {'image', 'direction', 'mission'}:
+    if is_picture(parts.get('image')) and {*parts} <= {'image', 'direction', 'mission'}:
         see = observation_reader(parts['image'])
         return lambda x: see(x['image'])
     read = {name: vector_reader(s) for name, s in check_parts(space, parts).items()}
@@ -548,7 +548,7 @@ def as_agents_see(env):
     see, act = env.observation_space, env.action_space
     parts = dict(see.spaces) if isinstance(see, Dict) else {'': see}
     plain = lambda s: isinstance(s, Box) and len(s.shape) == 1
-    if not ('image' in parts or is_picture(see) or all(map(plain, parts.values()))):
+    if not (is_picture(parts.get('image', see)) or all(map(plain, parts.values()))):
         read = {name: vector_reader(s) for name, s in check_parts(see, parts).items()}
         def one(name, x): return read[name](np.asarray(x)[None])[0]
         def every(x):

@@ -24,7 +24,7 @@ KEYS_ANYWHERE = ('env', 'episodes', 'seed', 'success', 'mean_return', 'data_retu
 
 def success_line(r, also='') -> str:
     "The share of episodes that succeeded, and Wilson's 95 % interval."
-    from ldp_tut.policy import share_interval  # here, so that help and errors come at once
+    from ldp_tut.book import share_interval  # here, so that help and errors come at once
     low, high = share_interval(round(r['success'] * r['episodes']), r['episodes'])
     return f"  success              {r['success']:7.1%}  (95 %: {low:.1%} to {high:.1%}{also})"
 

@@ -44,6 +44,7 @@ def walk_rooms(
     Success is coming to the goal; a plan's next token is lawful where some action leads
     to its picture."""
     seeds, rows = room_seeds(env_id, check_count(episodes, 'episodes'), seed, spare), []
+    if most is not None: check_count(most, 'most')
     began, quiet = time.perf_counter(), None if progress else True
     with tqdm(total=episodes, desc='rooms', leave=False, disable=quiet) as bar:
         for first in range(0, episodes, batch):

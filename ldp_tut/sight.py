@@ -21,7 +21,7 @@ from torch import nn
 from .board import check_choice, check_count, check_seeds
 from .checkpoints import CheckpointError, as_it_was, load_checkpoint, load_weights, save_checkpoint
 from .data import Normaliser
-from .policy import POLICIES_BY_NAME, ActionWindows, PolicyConfig, Receding, make_pusht, pusht_record
+from .policy import POLICIES_BY_NAME, ActionWindows, PolicyConfig, Receding, make_pusht, name_of_policy, pusht_record
 from .records import Trajectories
 from .train import TrainConfig, fingerprint, fit, weights_from
 
@@ -117,6 +117,8 @@ def check_pictures(history, config, sight) -> torch.Tensor:
     if x.shape[1] < config.To:
         raise ValueError(f'history has {x.shape[1]} pictures and this policy looks back on To={config.To}: repeat the '
                          'first one where an episode has just begun')
+    if x.is_floating_point() and not (0 <= x.min() and 1 < x.max() <= 255 or not x.any()):
+        raise ValueError('pictures are bytes (0 to 255), as the data were: not scaled, and nothing missing')
     return x[:, -config.To:]
 
 def check_seen(data, config, sight):
@@ -180,7 +182,8 @@ def train_seeing(
     with weights_from(train.seed):
         model = SeeingPolicy(kind, config, sight, Normaliser.limits(actions))
     about = dict(kind=kind.__name__, policy=asdict(config), sight=asdict(sight),
-                 batch=batch, data=fingerprint(data), twist=twist and twist.__name__)
+                 batch=batch, data=fingerprint(data),
+                 twist=twist and getattr(twist, '__name__', type(twist).__name__))
     def draw(step, generator):
         see, do = windows.draw(batch, generator)
         return twist(see, do, generator) if twist else (see, do)
@@ -198,8 +201,8 @@ def in_a_mirror(see, do, generator):
 # %% ../nbs/10b_sight.ipynb #s0000034
 def save_seeing(path, model: SeeingPolicy, card: dict = {}):
     "Write a policy of pictures with its configuration; see `save_checkpoint`."
-    name = {v: k for k, v in POLICIES_BY_NAME.items()}[type(model.policy)]
-    about = dict(card, kind='policy of pictures', policy=name, config=asdict(model.config), sight=asdict(model.sight))
+    shape = dict(config=asdict(model.config), sight=asdict(model.sight))
+    about = dict(card, kind='policy of pictures', policy=name_of_policy(model.policy), **shape)
     return save_checkpoint(path, model.state_dict(), about)
 
 def load_seeing(path) -> SeeingPolicy:

@@ -6,14 +6,15 @@ Docs: https://ldp-tut.github.io/ldp_tut/stores.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'NEEDED', 'UNREADABLE', 'StoreError', 'as_json', 'file_sum', 'write_shard', 'read_shard', 'check_plain',
-           'broken', 'check_kind', 'read_array', 'TrajectoryStore', 'check_shard_name', 'check_any', 'cannot_write',
-           'check_storable', 'check_world', 'check_same', 'check_fits', 'import_minari', 'id_taken', 'to_minari',
-           'minari_buffers', 'box_of', 'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows', 'check_found',
-           'check_episode', 'grid_episodes', 'to_folder', 'from_folder', 'load_data', 'from_store_or_folder',
-           'from_local_minari', 'check_there', 'check_no_rooms', 'check_empty', 'check_files', 'read_episode',
-           'check_choices', 'check_one_kind', 'count_actions']
+           'NotNow', 'broken', 'check_kind', 'read_array', 'TrajectoryStore', 'check_shard_name', 'check_any',
+           'cannot_write', 'check_storable', 'check_world', 'check_same', 'check_fits', 'import_minari', 'id_taken',
+           'to_minari', 'minari_buffers', 'box_of', 'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows',
+           'check_found', 'check_episode', 'grid_episodes', 'to_folder', 'from_folder', 'load_data',
+           'from_store_or_folder', 'from_local_minari', 'check_there', 'check_no_rooms', 'check_empty', 'check_files',
+           'read_episode', 'check_choices', 'check_one_kind', 'count_actions']
 
 # %% ../nbs/94_stores.ipynb #d20s0005
+import errno
 import json
 import os
 import shutil
@@ -79,6 +80,9 @@ def check_plain(x):
     if isinstance(x, (np.generic, np.ndarray)): return x.tolist()
     raise ValueError(f'a card holds numbers, text, lists and dictionaries, got {type(x).__name__}')
 
+class NotNow(StoreError):
+    "Reading failed for a reason that lies outside of the store, such as too many open files."
+
 def broken(path, why): return StoreError(f'{path} {why}; `recover` sets that shard aside')
 
 def check_kind(folder, name):
@@ -89,9 +93,14 @@ def read_array(file, total, check):
     "A memory map of one array; raises `StoreError` where it is not what was written."
     try:
         if check and file_sum(file) != total: raise broken(file, 'does not match its checksum (cut off or altered)')
-        return np.load(file, mmap_mode='r', allow_pickle=False)
+        mapped = 'r' if file.stat().st_size > 1 << 20 else None  # a map holds a file open: small ones are read
+        return np.load(file, mmap_mode=mapped, allow_pickle=False)
     except StoreError: raise
-    except (OSError, ValueError, EOFError) as e: raise broken(file, f'cannot be read ({e})') from e
+    except OSError as e:
+        if isinstance(e, FileNotFoundError) or e.errno in (None, errno.EIO):
+            raise broken(file, f'cannot be read ({e})') from e
+        raise NotNow(f'{file} cannot be read now ({e}); that is no fault of the file') from e
+    except (ValueError, EOFError) as e: raise broken(file, f'cannot be read ({e})') from e
 
 # %% ../nbs/94_stores.ipynb #d20s0012
 class TrajectoryStore:
@@ -160,6 +169,7 @@ class TrajectoryStore:
                 try:
                     if shard.suffix == '.part': raise StoreError('half written')
                     read_shard(shard, self.card(shard), True)
+                except NotNow: raise
                 except StoreError:
                     had = [p.name.split('-')[1] for p in self.path.glob('broken-*')]
                     count = 1 + max((int(n) for n in had if n.isdecimal()), default=-1)

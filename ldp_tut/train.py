@@ -149,7 +149,8 @@ def fingerprint(*data) -> str:
             digest.update(f'{x.dtype}{list(x.shape)}'.encode())
             digest.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         elif hasattr(x, 'dtype'):
-            if x.dtype == object: raise TypeError('no fingerprint of an array of objects')
+            if x.dtype == object:
+                raise TypeError('no fingerprint of an array of objects')
             add([str(x.dtype), list(x.shape)]); digest.update(x.tobytes())
         elif isinstance(x, dict):
             for name in sorted(x): add(name); add(x[name])

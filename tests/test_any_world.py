@@ -602,3 +602,71 @@ def test_files_with_nan_or_other_goals_are_named(tmp_path):
     with pytest.raises(ValueError, match=r'goal in .*a\.npz must be a row of numbers for each of 6 observations, got \[7, 1\]'): from_folder(tmp_path)
     with pytest.raises(ValueError, match='give a positive whole number'): from_folder(tmp_path, actions=2.5)
     assert len(load_data(write('a') or write('b') or tmp_path)[0]) == 2
+
+
+def test_a_planner_with_a_part_of_ones_own_is_not_saved_as_another(tmp_path):
+    agent = train_planner(Trajectories.from_episodes([episode() for _ in range(8)], 2), **SHORT)
+    p = agent.planner
+    class Own(FarFuturePlanner): pass
+    mine = FarFuturePlanner(p.world, p.denoiser, p.config)
+    mine.where = p.where
+    for other in (Own(p.world, p.denoiser, p.config), mine, FarFuturePlanner(p.world, p.denoiser, p.config, when=lambda *a: p.when(*a))):
+        with pytest.raises(ValueError, match='where or when of this planner is your own'): save_agent(tmp_path / 'a.safetensors', type(agent)(other))
+    assert not list(tmp_path.iterdir()) and save_agent(tmp_path / 'a.safetensors', agent).exists()
+
+
+@pytest.mark.parametrize('plan, words', [(dict(horizon=100), 'horizon 100 is farther'), (dict(when='arrival'), 'asks for arrivals'),
+                                         (dict(iterations=200, far_iterations=200), '200 iterations are more than')])
+def test_a_plan_that_cannot_be_is_refused_before_the_world_learns(plan, words, monkeypatch):
+    def never(*_, **__): raise AssertionError('the world was trained')
+    monkeypatch.setattr('ldp_tut.planner.fit_world', never)
+    data = Trajectories.from_episodes([episode() for _ in range(8)], 2)
+    with pytest.raises(ValueError, match=words): train_planner(data, plan=PlanConfig(**plan), longest=8, **SHORT)
+    with pytest.raises(ValueError, match='both say how long'): train_planner(data, minutes=1, **SHORT)
+
+
+@pytest.mark.parametrize('radius', [None, .5])
+def test_goals_of_pictures_are_refused_at_the_door(radius):
+    pictures = [Episode(rng.integers(0, 256, (13, 16, 16, 3), dtype=np.uint8), rng.integers(0, 2, 12), np.eye(12)[11], True, np.zeros((13, 2), np.float32)) for _ in range(4)]
+    with pytest.raises(ValueError, match=r'goals \[2\] of pictures \[16, 16, 3\]'): train_planner(Trajectories.from_episodes(pictures, 2), radius=radius, **SHORT)
+
+
+class Named(Choice):
+    "Sees a dictionary whose vectors are called what MiniGrid calls other things."
+    observation_space, action_space = Dict(image=Box(-1, 1, (4,)), mission=Box(-1, 1, (2,))), Discrete(2)
+    def see(self): return dict(image=np.full(4, self.t / 10, np.float32), mission=np.zeros(2, np.float32))
+    def reset(self, **how): super().reset(**how); return self.see(), {}
+    def step(self, action):
+        _, _, *rest = super().step(3)
+        return self.see(), float(self.t == 10), self.t == 10, *rest[1:]
+
+
+def test_vectors_may_be_called_image_or_mission():
+    data = collect(Named, episodes=8, progress=False)
+    agent = train_planner(data, **SHORT)
+    check_environment(Named(), Spaces.of(data))
+    assert len(play(agent, Named, 2, progress=False)['rows']) == 2
+
+
+def test_an_environment_that_cannot_be_reset_is_named():
+    class NoSeed(Choice):
+        def reset(self): return 0, {}
+    data = collect(Choice, episodes=8, progress=False)
+    with pytest.raises(RuntimeError, match='NoSeed raised TypeError'): check_environment(NoSeed(), Spaces.of(data))
+
+
+def test_environments_that_were_made_are_closed_where_another_cannot_be():
+    made, shut = [], []
+    class Third(Choice):
+        def __init__(self):
+            if len(made) == 2: raise OSError('no third one')
+            made.append(self)
+        def close(self): shut.append(self)
+    agent = train_planner(collect(Choice, episodes=8, progress=False), **SHORT)
+    with pytest.raises(OSError, match='no third one'): play(agent, Third, 4, progress=False)
+    assert made and set(map(id, made)) == set(map(id, shut))
+
+
+def test_observations_with_an_axis_too_many_are_refused():
+    spaces = Spaces.of(Trajectories.from_episodes([episode()], 2))
+    with pytest.raises(ValueError, match=r'observations \[2, 3, 2\] of \[2\] each'): read_observation(np.zeros((2, 3, 2)), spaces)

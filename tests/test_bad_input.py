@@ -69,6 +69,7 @@ BAD = [  # function, call, exception, words of the sentence
     ('board.edm_sigma', lambda: board.edm_sigma(torch.tensor([0.])), ValueError, r'alpha_bar .*\(0, 1\]'),
     ('board.edm_sigma', lambda: board.edm_sigma(torch.tensor([1])), TypeError, 'alpha_bar must be a floating-point'),
     ('board.flow_time', lambda: board.flow_time(torch.tensor([1.5])), ValueError, r'alpha_bar .*1\.5'),
+    ('book.share_interval', lambda: book.share_interval(5, 4), ValueError, '5 of 4 is no share'),
     ('book.Budget', lambda: book.Budget('laptop'), ValueError, 'smoke, cpu, gpu'),
     ('book.asset', lambda: book.asset('../secret'), ValueError, 'plain file name'),
     ('ddpm.NoiseSchedule', lambda: ddpm.NoiseSchedule(torch.tensor([.9, .5])), ValueError, r'alpha_bar\[0\] must be 1'),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ldp_tut.cli import AnyRecipe, main
-from ldp_tut.policy import share_interval
+from ldp_tut.book import share_interval
 from ldp_tut.reports import KEYS, KEYS_ANYWHERE, as_json, claim_holds, success_line
 
 SHELL = [sys.executable, '-c', 'import sys; from ldp_tut.cli import main; sys.exit(main())']  # what the installed command does
@@ -455,4 +455,11 @@ def test_a_run_and_its_folder_lead_to_the_agent_beside_it(tmp_path, capsys):
     save_checkpoint(tmp_path / 'denoiser.safetensors', {'w': torch.zeros(1)}, dict(kind='training run'))
     for name, words in ((tmp_path / 'denoiser.safetensors', 'is a training run: take agent.safetensors beside it'), (tmp_path, f'is a folder: give a file in it, such as {tmp_path}/agent')):
         assert main(f'plan --checkpoint {name} --most 5'.split()) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_limits_that_are_none_and_other_files_are_refused(capsys):
+    for line, words in (('eval --episodes 1 --most -5', 'most must be an integer of at least 1, got -5'), ('eval --episodes 1 --most 0', 'got 0'),
+                        ('eval --episodes 1 --sha256 ' + '0' * 64, 'is not the file that was asked for')):
+        assert main(line.split()) != 0
         assert words in capsys.readouterr().err

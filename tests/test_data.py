@@ -949,3 +949,15 @@ def test_another_worlds_store_is_refused_before_any_step(tmp_path):
     store.append(small(), CARD | dict(env_id='CartPole-v1'))
     assert len(store.cards_of('CartPole-v1')) == 1
     with pytest.raises(StoreError, match='holds CartPole-v1, not Acrobot-v1: choose another folder'): store.cards_of('Acrobot-v1')
+
+
+def test_a_shard_that_cannot_be_read_now_is_not_called_broken(tmp_path, monkeypatch):
+    "Too many open files are no fault of a file: nothing is set aside."
+    store = TrajectoryStore(tmp_path)
+    store.append(small(), CARD)
+    def full(*_, **__): raise OSError(24, 'Too many open files')
+    with monkeypatch.context() as m:
+        m.setattr(np, 'load', full)
+        for call in (store.load, store.recover):
+            with pytest.raises(StoreError, match='cannot be read now .*no fault of the file'): call()
+    assert store.recover() == [] and len(store.load()) == 1

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from ldp_tut.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from ldp_tut.book import share_interval
 from ldp_tut.policy import (EDGE, GOAL_POSE, ActionWindows, DiffusionPolicy, Detour, FilmBlock, MixturePolicy, NearestNeighbour, PolicyConfig, Receding, RegressionPolicy,
                             as_positions, demonstrate_rooms, detour_demonstrations, from_block, load_policy, mirrored, placed, play_cloned, play_detour, play_pusht,
-                            policy_rows, pusht_demonstrations, pusht_features, pusht_record, save_policy, score_of_policy, share_interval, to_block, train_policy, turned)
+                            policy_rows, pusht_demonstrations, pusht_features, pusht_record, save_policy, score_of_policy, to_block, train_policy, turned)
 from ldp_tut.records import Trajectories
 from ldp_tut.train import TrainConfig, fit
 
@@ -367,3 +368,13 @@ def test_a_share_has_no_more_good_ones_than_there_are():
     assert share_interval(0, 0) == (0., 1.) and share_interval(4, 4)[1] == pytest.approx(1)
     for good in (5, -1):
         with pytest.raises(ValueError, match=f'{good} of 4 is no share'): share_interval(good, 4)
+
+
+def test_goals_and_other_classes_are_refused_where_they_would_be_left_out(tmp_path):
+    goals = Trajectories(np.zeros((6, 2), np.float32), np.zeros((5, 2), np.float32), np.ones(5), [5], [True], goal=np.zeros((6, 2), np.float32))
+    with pytest.raises(ValueError, match='these data have goals'): train_policy(RegressionPolicy, goals, PolicyConfig(2, 2, To=1, Tp=1, Ta=1), TrainConfig(steps=1), device='cpu')
+    class Own(RegressionPolicy): pass
+    with pytest.raises(ValueError, match='Own is none of diffusion, regression, mixture'): save_policy(tmp_path / 'a.safetensors', Own(PolicyConfig(2, 2, To=1, Tp=1, Ta=1)))
+    worlds = Receding(RegressionPolicy(PolicyConfig(2, 2, To=1, Tp=4, Ta=2)).eval())
+    worlds.act(np.zeros((4, 2)))
+    with pytest.raises(ValueError, match='2 worlds after 4: reset'): worlds.act(np.zeros((2, 2)))

@@ -126,3 +126,10 @@ def test_pusht_is_played_from_pictures():
     score = play_pictures(policy, [3, 4], steps=6)
     assert score.shape == (2,) and np.array_equal(score, play_pictures(policy, [3, 4], steps=6)) and (0 <= score).all() and (score <= 1).all()
     with pytest.raises(ValueError, match='number of seeds'): play_pictures(policy, [])
+
+
+@pytest.mark.parametrize('spoil', [lambda x: x / 255, lambda x: x * torch.nan, lambda x: x - 300])
+def test_pictures_that_are_no_bytes_any_more_are_refused(spoil):
+    seen = pictures(2, 2).float()
+    assert torch.equal(untrained().plan(seen), untrained().plan(seen.byte()))
+    with pytest.raises(ValueError, match='pictures are bytes'): untrained().plan(spoil(seen))

@@ -378,3 +378,88 @@ def test_the_clock_of_training_takes_a_plain_loss():
     def loss(model, batch, g): return model(batch).pow(2).mean()
     def parts(model, batch, g): return dict(one=loss(model, batch, g))
     for f in (loss, parts): assert steps_in(.001, net, f, batches, TrainConfig(steps=1), 'cpu', tries=2) >= 10
+
+
+TOGETHER = """
+import json, sys, numpy as np
+from pathlib import Path
+from ldp_tut.latent_diffuser import LatentConfig, LatentDiffuser, LatentTraining, Segments, train_prior, train_vae
+from ldp_tut.planner import train_planner
+from ldp_tut.records import Episode, Trajectories
+from ldp_tut.train import fingerprint, weights_from
+from ldp_tut.worlds import make_world
+import os
+rng = np.random.default_rng(0)
+data = Trajectories.from_episodes([Episode(rng.normal(size=(25, 2)).astype('float32'), rng.integers(0, 4, 24), np.eye(24)[23], True, None) for _ in range(20)], 4)
+how = dict(width=32, depth=1, longest=8, progress=False, device='cpu')
+agent = train_planner(data, 4, world_steps=4, **how)
+world = make_world(data, 0).requires_grad_(False)
+timed = train_planner(data, minutes=1e-3, world=world, **how)
+shape, few = LatentConfig(2, 4, 1, 4, latents=2, width=16), LatentTraining(vae=3, prior=3, batch=16)
+parts = Segments(data, shape)
+with weights_from(0): latent = LatentDiffuser(shape)
+train_vae(latent, parts, few); train_prior(latent, parts, few)
+said = [fingerprint(m.state_dict()) for m in (agent.planner.world, agent.planner.denoiser, timed.planner.denoiser, latent.prior)]
+Path(sys.argv[1], os.environ['RANK'] + '.json').write_text(json.dumps([timed.card['steps'], *said]))
+"""
+
+
+def test_two_processes_agree_on_every_stage_of_a_planner(tmp_path):
+    "Also where a loss calls methods of a model and not the model, and where steps are counted by a clock."
+    script = tmp_path / 'run.py'
+    script.write_text(TOGETHER)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(script), str(tmp_path)],
+                          capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', **({'GLOO_SOCKET_IFNAME': 'lo'} if sys.platform == 'linux' else {})})
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f'{r}.json').read_text()) for r in (0, 1))
+    assert one == two
+
+
+@pytest.mark.parametrize('name, value', [('MIXED_PRECISION', 'bf16'), ('GRADIENT_ACCUMULATION_STEPS', '4')])
+def test_a_variable_of_the_shell_does_not_change_a_training(name, value, monkeypatch):
+    "Accelerate reads precision and accumulation from there; here the configuration alone says what happens."
+    from accelerate.state import AcceleratorState, GradientState
+    how, once = TrainConfig(steps=3, warmup=1, precision='no'), []
+    for _ in range(2):
+        seen = set()
+        def spied(model, x, g):
+            out = model(x); seen.add(out.dtype)
+            return out.pow(2).mean()
+        run = fit(net(), spied, batches, how, **QUIET)
+        once.append(run.model[0].weight.detach().clone())
+        assert seen == {torch.float32}
+        monkeypatch.setenv(f'ACCELERATE_{name}', value)
+        AcceleratorState._reset_state(reset_partial_state=True); GradientState._reset_state()
+    assert torch.equal(*once)
+    AcceleratorState._reset_state(reset_partial_state=True); GradientState._reset_state()
+
+
+def test_a_file_is_trained_by_one_run_at_a_time(tmp_path):
+    "The second one is refused, and the first one is not disturbed; a run that was broken off gives the file back."
+    path, said = tmp_path / 'a.safetensors', []
+    def meets(step, g):
+        if step == 2:
+            with pytest.raises(CheckpointError, match='being trained by another process'): fit(net(), loss, batches, CONFIG, path, **QUIET)
+            said.append(step)
+        if step == 5: raise KeyboardInterrupt
+        return batches(step, g)
+    with pytest.raises(KeyboardInterrupt): fit(net(), loss, meets, CONFIG, path, **QUIET)
+    assert said == [2] and len(fit(net(), loss, batches, CONFIG, path, stop_at=3, **QUIET).history) == 3
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks /proc for what is mapped')
+def test_a_resumed_run_does_not_hang_on_the_file_that_it_replaces(tmp_path):
+    path = tmp_path / 'a.safetensors'
+    fit(net(), loss, batches, CONFIG, path, stop_at=3, **QUIET)
+    def mapped(step, g):
+        with open('/proc/self/maps') as f: assert str(path) not in f.read()
+        return batches(step, g)
+    assert len(fit(net(), loss, mapped, CONFIG, path, stop_at=5, **QUIET).history) == 2
+
+
+def test_odd_settings_of_training_are_refused():
+    with pytest.raises(ValueError, match='leap=0.5 would leave out steps of the usual length'): TrainConfig(leap=.5)
+    with pytest.raises(ValueError, match='every must be an integer of at least 1, got 0'): Tracking(every=0)
+    with pytest.raises(TypeError, match='array of objects'): fingerprint(np.array([object()]))
+    parts = fit(net(), lambda m, x, g: dict(fit=m(x).pow(2).mean(), weight=.5), batches, TrainConfig(steps=2, warmup=1), **QUIET).history[0]
+    assert parts['weight'] == .5 and parts['loss'] == pytest.approx(parts['fit'] + .5)
