@@ -622,8 +622,7 @@ def train_planner(
         if not used and getattr(recipe, name) != getattr(PlannerRecipe, name):
             raise ValueError(f'{name}={getattr(recipe, name)} is an option of {of}: leave it out')
     longest = check_count(recipe.longest or default_longest(data), 'longest', 4)
-    if minutes is not None and check_positive(minutes, 'minutes') and steps != 4000:
-        raise ValueError(f'steps={steps} and minutes={minutes:g} both say how long to train: choose one')
+    if minutes is not None: minutes = check_positive(minutes, 'minutes')
     check_data_for_plans(data, longest, recipe.ends)
     stride, place = max(1, longest // 48), lambda name: None if out is None else Path(out) / name
     about = dict(asdict(recipe), rewards={n: vars(rewards)[n] for n in ('kind', 'low', 'high', 'radius')}, seed=seed,

@@ -91,15 +91,17 @@ def _plain(x) -> np.ndarray:
 def as_lengths(x) -> np.ndarray:
     "int32 [E]."
     x = _plain(x)
-    if x.dtype.kind not in 'iu' and (x.dtype.kind != 'f' or (x % 1).any()):
-        raise ValueError('lengths of episodes are whole numbers, got '
+    whole = x.dtype.kind in 'iu' or x.dtype.kind == 'f' and not (x % 1).any()
+    if x.ndim != 1 or not whole:
+        raise ValueError('lengths of episodes are whole numbers, one for each, got '
                          f'{x.tolist()!r:.60}')
     return x.astype(np.int32)
 
 def as_flags(x) -> np.ndarray:
     "bool [E]."
     x = _plain(x)
-    if x.dtype.kind in 'biuf' and np.isin(x, (0, 1)).all(): return x.astype(bool)
+    if x.ndim == 1 and x.dtype.kind in 'biuf' and np.isin(x, (0, 1)).all():
+        return x.astype(bool)
     raise ValueError('terminated is true or false (1 or 0) for each episode, got '
                      f'{x.tolist()!r:.60}')
 
@@ -130,6 +132,7 @@ class Trajectories:
 
     def __post_init__(self):
         self.actions = index(self.actions)
+        if self.actions < 0: raise ValueError(f'actions are 0 or more, got {self.actions}')
         self.observation = as_numbers(self.observation)
         self.action = as_actions(self.action, self.actions)
         self.reward = np.asarray(self.reward, np.float32)

@@ -477,8 +477,8 @@ def read_episode(file):
         if k not in parts or parts[k].ndim == (k == 'reward') or k == 'terminated' and parts[k].ndim == 1: continue
         what = 'one number' if k == 'actions' else 'one number a step'
         raise ValueError(f'{k} in {file} must be {what}, got {list(parts[k].shape)}')
-    for k in ('action', 'reward'):
-        if parts[k].dtype.kind not in 'biuf': raise ValueError(f'{k} in {file} must be numbers, got {parts[k].dtype}')
+    for k in ('action', 'reward', 'goal'):
+        if k in parts and parts[k].dtype.kind not in 'biuf': raise ValueError(f'{k} in {file} must be numbers, got {parts[k].dtype}')
     check_choices(file, parts)
     if not len(parts['reward']): raise ValueError(f'{file} has no steps: leave it out')
     if parts['observation'].ndim == 2 and parts['observation'].dtype == np.uint8:  # bytes, and no picture
@@ -510,6 +510,8 @@ def check_choices(file, parts):
         raise ValueError(f'action in {file} is {a.dtype} {list(a.shape)}: store choices as [steps], amounts as floats')
     if a.ndim == 1 and len(a) and a.min() < 0:
         raise ValueError(f'action in {file} has a {int(a.min())}: choices count from 0')
+    if (n := float(parts.get('actions', 0))) % 1 or n < 0:
+        raise ValueError(f'actions in {file} is how many there are to choose from, got {n:g}')
 
 def check_one_kind(files, parts):
     "Raises `ValueError` with the first file unlike the first one, in the shapes of arrays, or as bytes or floats."

@@ -622,7 +622,6 @@ def test_a_plan_that_cannot_be_is_refused_before_the_world_learns(plan, words, m
     monkeypatch.setattr('ldp_tut.planner.fit_world', never)
     data = Trajectories.from_episodes([episode() for _ in range(8)], 2)
     with pytest.raises(ValueError, match=words): train_planner(data, plan=PlanConfig(**plan), longest=8, **SHORT)
-    with pytest.raises(ValueError, match='both say how long'): train_planner(data, minutes=1, **SHORT)
 
 
 @pytest.mark.parametrize('radius', [None, .5])
@@ -670,3 +669,19 @@ def test_environments_that_were_made_are_closed_where_another_cannot_be():
 def test_observations_with_an_axis_too_many_are_refused():
     spaces = Spaces.of(Trajectories.from_episodes([episode()], 2))
     with pytest.raises(ValueError, match=r'observations \[2, 3, 2\] of \[2\] each'): read_observation(np.zeros((2, 3, 2)), spaces)
+
+
+@pytest.mark.parametrize('change, words', [(dict(goal=np.array([['a']] * 4)), 'goal in .*a.npz must be numbers'), (dict(actions=3.7), 'actions in .*a.npz is how many .*got 3.7'),
+                                           (dict(actions=-1), 'got -1')])
+def test_a_file_is_named_whose_numbers_are_none(change, words, tmp_path):
+    parts = dict(observation=rng.normal(size=(4, 2)), action=np.array([0, 1, 1]), reward=np.eye(3)[2], terminated=True)
+    np.savez(tmp_path / 'a.npz', **parts | change)
+    with pytest.raises(ValueError, match=words): from_folder(tmp_path)
+
+
+@pytest.mark.parametrize('change', [dict(length=[[20]]), dict(terminated=[[True]]), dict(actions=-3)])
+def test_records_of_another_shape_are_refused(change):
+    one = episode()
+    good = dict(observation=one.observation, action=one.action, reward=one.reward, length=[20], terminated=[True], actions=2)
+    assert len(Trajectories(**good)) == 1
+    with pytest.raises(ValueError, match='one for each|for each episode|0 or more'): Trajectories(**good | change)
