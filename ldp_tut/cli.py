@@ -114,7 +114,7 @@ class Measured(Asked, Generic[Options]):
     "What `plan` and `eval` take: a checkpoint, where to play, how to plan."
     seed: int = 2_000_000          # first seed of `env.reset`, and of all randomness
     checkpoint: str = 'fourrooms-field'  # a name, a .safetensors file, or its address
-    sha256: str | None = None      # of the file, where the checkpoint is an address
+    sha256: str | None = None      # of that file; an address needs it
     env: str | None = None         # a Gymnasium id; default the checkpoint's own
     episodes: int = 16             # in rooms each has its own held-out layout
     # of worlds that are no rooms: cut episodes off after so many steps; default the
@@ -147,7 +147,7 @@ class Eval(Measured[Options], Generic[Options]):
 class Bench(Asked):
     "Time this machine in a checkpoint's rooms: environment, training, plans."
     checkpoint: str = 'fourrooms'  # a name, a .safetensors file, or its address
-    sha256: str | None = None      # of the file, where the checkpoint is an address
+    sha256: str | None = None      # of that file; an address needs it
     device: str = 'auto'           # auto, cpu, cuda, cuda:N or mps
 
 # %% ../nbs/21_command_line.ipynb #fc363914
