@@ -535,8 +535,8 @@ def save_agent(path, agent: Agent):
     world, net = agent.planner.world, agent.planner.denoiser
     kind, denoiser = world_kind(world), denoiser_kind(net)
     if type(p := agent.planner) is not FarFuturePlanner or 'where' in vars(p) or p.when is not WHEN[p.config.when]:
-        raise ValueError('where or when of this planner is your own, and a file would not hold it: save '
-                         '`FarFuturePlanner(world, denoiser, config)`, and put yours in its place when it is loaded')
+        raise ValueError('where or when of this planner is not what its config says, and a file holds the config: '
+                         'save `FarFuturePlanner(world, denoiser, config)`, and put yours in its place after loading')
     if kind is None or denoiser is None:
         ours = ', '.join(c.__name__ for c in (*WORLDS.values(), *(c for c, _ in DENOISERS.values())))
         raise ValueError(f'only agents made of {ours} are saved whole; save the weights of '

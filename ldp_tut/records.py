@@ -132,7 +132,8 @@ class Trajectories:
 
     def __post_init__(self):
         self.actions = index(self.actions)
-        if self.actions < 0: raise ValueError(f'actions are 0 or more, got {self.actions}')
+        if self.actions < 0:
+            raise ValueError(f'actions are 0 or more, got {self.actions}')
         self.observation = as_numbers(self.observation)
         self.action = as_actions(self.action, self.actions)
         self.reward = np.asarray(self.reward, np.float32)

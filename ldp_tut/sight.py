@@ -117,12 +117,14 @@ def check_pictures(history, config, sight) -> torch.Tensor:
     if x.shape[1] < config.To:
         raise ValueError(f'history has {x.shape[1]} pictures and this policy looks back on To={config.To}: repeat the '
                          'first one where an episode has just begun')
-    if x.is_floating_point() and not (0 <= x.min() and 1 < x.max() <= 255 or not x.any()):
+    whole = not x.is_floating_point() or not (x % 1).any()
+    if x.numel() and not (whole and 0 <= x.min() and x.max() <= 255):
         raise ValueError('pictures are bytes (0 to 255), as the data were: not scaled, and nothing missing')
     return x[:, -config.To:]
 
 def check_seen(data, config, sight):
     "Raise `ValueError` unless demonstrations are pictures of the size the eyes were made for, and actions fit."
+    if data.goal is not None: raise ValueError('these data have goals, which the policy would not see: leave them out')
     if data.observation.dtype != np.uint8 or data.observation.shape[1:] != tuple(sight.shape):
         raise ValueError(f'observations must be pictures uint8 {list(sight.shape)}, the data has '
                          f'{data.observation.dtype} {list(data.observation.shape[1:])}: give a `SightConfig` that '

@@ -6,10 +6,10 @@ Docs: https://ldp-tut.github.io/ldp_tut/stores.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'NEEDED', 'UNREADABLE', 'StoreError', 'as_json', 'file_sum', 'write_shard', 'read_shard', 'check_plain',
-           'NotNow', 'broken', 'check_kind', 'read_array', 'TrajectoryStore', 'check_shard_name', 'check_any',
-           'cannot_write', 'check_storable', 'check_world', 'check_same', 'check_fits', 'import_minari', 'id_taken',
-           'to_minari', 'minari_buffers', 'box_of', 'flat_buffers', 'grid_buffers', 'from_minari', 'from_rows',
-           'check_found', 'check_episode', 'grid_episodes', 'to_folder', 'from_folder', 'load_data',
+           'NotNow', 'unreadable', 'broken', 'check_kind', 'read_array', 'TrajectoryStore', 'check_shard_name',
+           'check_any', 'cannot_write', 'check_storable', 'check_world', 'check_same', 'check_fits', 'import_minari',
+           'id_taken', 'to_minari', 'minari_buffers', 'box_of', 'flat_buffers', 'grid_buffers', 'from_minari',
+           'from_rows', 'check_found', 'check_episode', 'grid_episodes', 'to_folder', 'from_folder', 'load_data',
            'from_store_or_folder', 'from_local_minari', 'check_there', 'check_no_rooms', 'check_empty', 'check_files',
            'read_episode', 'check_choices', 'check_one_kind', 'count_actions']
 
@@ -83,6 +83,12 @@ def check_plain(x):
 class NotNow(StoreError):
     "Reading failed for a reason that lies outside of the store, such as too many open files."
 
+def unreadable(file, e, why):
+    "Is it damage, or did the system have none to give?"
+    damage = (None, errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR)
+    if not isinstance(e, OSError) or e.errno in damage: return broken(file, why)
+    return NotNow(f'{file} cannot be read now ({e}); that is no fault of the file')
+
 def broken(path, why): return StoreError(f'{path} {why}; `recover` sets that shard aside')
 
 def check_kind(folder, name):
@@ -90,17 +96,15 @@ def check_kind(folder, name):
     return name
 
 def read_array(file, total, check):
-    "A memory map of one array; raises `StoreError` where it is not what was written."
+    "One array, a memory map where it is large; raises `StoreError` where it is not what was written."
     try:
         if check and file_sum(file) != total: raise broken(file, 'does not match its checksum (cut off or altered)')
         mapped = 'r' if file.stat().st_size > 1 << 20 else None  # a map holds a file open: small ones are read
-        return np.load(file, mmap_mode=mapped, allow_pickle=False)
+        array = np.load(file, mmap_mode=mapped, allow_pickle=False)
+        array.flags.writeable = False
+        return array
     except StoreError: raise
-    except OSError as e:
-        if isinstance(e, FileNotFoundError) or e.errno in (None, errno.EIO):
-            raise broken(file, f'cannot be read ({e})') from e
-        raise NotNow(f'{file} cannot be read now ({e}); that is no fault of the file') from e
-    except (ValueError, EOFError) as e: raise broken(file, f'cannot be read ({e})') from e
+    except (OSError, ValueError, EOFError) as e: raise unreadable(file, e, f'cannot be read ({e})') from e
 
 # %% ../nbs/94_stores.ipynb #d20s0012
 class TrajectoryStore:
@@ -119,7 +123,7 @@ class TrajectoryStore:
     def card(self, shard):
         try: return json.loads((shard / 'card.json').read_text())
         except (OSError, ValueError) as e:
-            raise broken(shard, f'has no readable card.json ({e})') from e
+            raise unreadable(shard, e, f'has no readable card.json ({e})') from e
 
     def cards(self): return [self.card(s) for s in self.shards()]
 
@@ -478,7 +482,8 @@ def read_episode(file):
         what = 'one number' if k == 'actions' else 'one number a step'
         raise ValueError(f'{k} in {file} must be {what}, got {list(parts[k].shape)}')
     for k in ('action', 'reward', 'goal'):
-        if k in parts and parts[k].dtype.kind not in 'biuf': raise ValueError(f'{k} in {file} must be numbers, got {parts[k].dtype}')
+        if k in parts and parts[k].dtype.kind not in 'biuf':
+            raise ValueError(f'{k} in {file} must be numbers, got {parts[k].dtype}')
     check_choices(file, parts)
     if not len(parts['reward']): raise ValueError(f'{file} has no steps: leave it out')
     if parts['observation'].ndim == 2 and parts['observation'].dtype == np.uint8:  # bytes, and no picture

@@ -330,10 +330,15 @@ def _mean_of_processes(accelerator, model):
     `forward` alone, and losses call other methods, too."""
     if accelerator.num_processes == 1: return
     trained = [p for p in model.parameters() if p.requires_grad]
-    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    mean = accelerator.reduce(torch.cat([g.reshape(-1) for g in own]), 'mean')
-    for p, g in zip(trained, mean.split([p.numel() for p in trained])):
-        p.grad = g.view_as(p).clone()
+    has = torch.tensor([p.grad is not None for p in trained]).float()
+    has = accelerator.reduce(has.to(accelerator.device), 'sum').tolist()
+    for kind in dict.fromkeys(p.dtype for p in trained):
+        some = [p for p, n in zip(trained, has) if n and p.dtype == kind]
+        if not some: continue
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
+        mean = accelerator.reduce(torch.cat([g.reshape(-1) for g in own]), 'mean')
+        for p, g in zip(some, mean.split([p.numel() for p in some])):
+            p.grad = g.view_as(p).clone()
 
 def _update(accelerator, autocast, model, optimiser, loss_fn, batch, noise, config,
             card, where):
@@ -372,11 +377,10 @@ def _accelerator(device, config, track):
     if held is not None and held.type != device.type and PartialState().num_processes == 1:
         # one process, which has trained on another device: it may, one after the other
         AcceleratorState._reset_state(reset_partial_state=True)
-    if AcceleratorState._shared_state.get('_mixed_precision', 'no') != 'no':
-        AcceleratorState._reset_state()  # somebody else's; ours is `config.precision`
     accelerator = Accelerator(
         cpu=device.type == 'cpu', log_with=track.tracker, project_dir=track.folder,
-        mixed_precision='no',  # said here, or a variable of the shell would decide
+        # said here, or a variable of the shell would decide
+        mixed_precision=None if AcceleratorState._shared_state else 'no',
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     if accelerator.device.type != device.type:
         raise ValueError(f'this process has already trained on {accelerator.device}; '
@@ -392,8 +396,9 @@ def _held(path, accelerator):
         return
     try: lock = FileLock(path.with_name(f'.{path.name}.lock')).acquire(timeout=0)
     except Timeout:
-        raise CheckpointError(f'{path} is being trained by another process: '
+        raise CheckpointError(f'{path} is being trained already: '
                               'wait for it, or choose another path') from None
+    except (OSError, NotImplementedError): lock = nullcontext()  # some disks know none
     with lock: yield
 
 def fast_bf16(device: torch.device) -> bool:
@@ -474,7 +479,7 @@ class CSVTracker(GeneralTracker):
         if self.names is None:   # a run that is gone on with keeps its columns
             names = sorted({*values} - {'left_out'})
             self.names = names if new else self.columns()
-            if not {*names} <= {*self.names}:
+            if not step and not {*names} <= {*self.names}:  # another run's, it seems
                 raise ValueError(f'{self.path} is the log of {self.names}, and not of '
                                  f'{names}: choose another file')
             if not new: self.up_to(step)
@@ -615,10 +620,10 @@ def fit(
 # %% ../nbs/06_training.ipynb #5f7e1a02
 def steps_in(minutes, model, loss_fn, batches, config: TrainConfig, device, tries: int = 16) -> int:
     "How many training steps fit into so many minutes here, measured on a copy that is thrown away."
-    device, g = pick_device(device), torch.Generator(device).manual_seed(0)
+    device, together = pick_device(device), int(os.environ.get('WORLD_SIZE', 1)) > 1
+    if together: device = PartialState(cpu=device.type == 'cpu').device
+    g = torch.Generator(device).manual_seed(0)
     model, (_, autocast) = copy.deepcopy(model).to(device), _precision(config, device)
-    together = int(os.environ.get('WORLD_SIZE', 1)) > 1
-    if together: PartialState(cpu=device.type == 'cpu')
     optimiser, began = torch.optim.AdamW(model.parameters()), None
     for step in range(tries + 1):
         if step == 1: began = time.perf_counter()

@@ -113,7 +113,8 @@ def read_observation(
         parts = {n: np.atleast_2d(np.asarray(x, np.float32)) for n, x in obs.items()
                  if spaces.view == 'vector' and not isinstance(x, str)}
         here = parts['achieved_goal'].shape[1] if 'achieved_goal' in parts else 0
-        obs = join_parts(parts)[0] if parts else obs.get('image')
+        flat = parts and all(x.ndim == 2 for x in parts.values())
+        obs = join_parts(parts)[0] if flat else obs.get('image', next(iter(obs.values())))
         if here and obs.shape[1] == spaces.shape[0] + here: obs = obs[:, here:]  # the data had it twice
     obs, rank = np.asarray(obs), len(spaces.shape)
     if obs.dtype.kind not in 'biuf': raise ValueError(f'an observation is made of numbers, got {obs.dtype}')

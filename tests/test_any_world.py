@@ -611,7 +611,7 @@ def test_a_planner_with_a_part_of_ones_own_is_not_saved_as_another(tmp_path):
     mine = FarFuturePlanner(p.world, p.denoiser, p.config)
     mine.where = p.where
     for other in (Own(p.world, p.denoiser, p.config), mine, FarFuturePlanner(p.world, p.denoiser, p.config, when=lambda *a: p.when(*a))):
-        with pytest.raises(ValueError, match='where or when of this planner is your own'): save_agent(tmp_path / 'a.safetensors', type(agent)(other))
+        with pytest.raises(ValueError, match='where or when of this planner is not what its config says'): save_agent(tmp_path / 'a.safetensors', type(agent)(other))
     assert not list(tmp_path.iterdir()) and save_agent(tmp_path / 'a.safetensors', agent).exists()
 
 
@@ -668,6 +668,7 @@ def test_environments_that_were_made_are_closed_where_another_cannot_be():
 
 def test_observations_with_an_axis_too_many_are_refused():
     spaces = Spaces.of(Trajectories.from_episodes([episode()], 2))
+    with pytest.raises(ValueError, match=r'made for observations \\[2\\], got'): read_observation(dict(image=np.zeros((7, 7, 3), np.uint8), direction=0), spaces)
     with pytest.raises(ValueError, match=r'observations \[2, 3, 2\] of \[2\] each'): read_observation(np.zeros((2, 3, 2)), spaces)
 
 

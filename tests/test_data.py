@@ -960,4 +960,8 @@ def test_a_shard_that_cannot_be_read_now_is_not_called_broken(tmp_path, monkeypa
         m.setattr(np, 'load', full)
         for call in (store.load, store.recover):
             with pytest.raises(StoreError, match='cannot be read now .*no fault of the file'): call()
+    with monkeypatch.context() as m:
+        m.setattr('pathlib.Path.read_text', full)
+        with pytest.raises(StoreError, match='cannot be read now'): store.recover()
     assert store.recover() == [] and len(store.load()) == 1
+    with pytest.raises(ValueError, match='read-only'): store.load()[0].reward[0] = 1

@@ -128,8 +128,9 @@ def test_pusht_is_played_from_pictures():
     with pytest.raises(ValueError, match='number of seeds'): play_pictures(policy, [])
 
 
-@pytest.mark.parametrize('spoil', [lambda x: x / 255, lambda x: x * torch.nan, lambda x: x - 300])
+@pytest.mark.parametrize('spoil', [lambda x: x / 255, lambda x: x * torch.nan, lambda x: x - 300, lambda x: x.int() * 100])
 def test_pictures_that_are_no_bytes_any_more_are_refused(spoil):
     seen = pictures(2, 2).float()
     assert torch.equal(untrained().plan(seen), untrained().plan(seen.byte()))
     with pytest.raises(ValueError, match='pictures are bytes'): untrained().plan(spoil(seen))
+    assert torch.isfinite(untrained().plan((seen > 99).float())).all(), 'dark pictures are pictures'

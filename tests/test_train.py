@@ -302,18 +302,27 @@ import json, sys, torch
 from dataclasses import replace
 from pathlib import Path
 from ldp_tut.train import TrainConfig, fit
-torch.manual_seed(0)
+import os
+torch.manual_seed(int(os.environ['RANK']))   # they begin apart
 model, folder = torch.nn.Linear(4, 1), Path(sys.argv[1])
 def batches(step, g): x = torch.randn(16, 4, generator=g); return x, x.sum(1, keepdim=True)
 run = fit(model, lambda m, b, g: (m(b[0]) - b[1]).pow(2).mean(), batches, TrainConfig(steps=30, lr=1e-1, warmup=5), folder / 'run.safetensors', 'cpu', progress=False)
 rank = torch.distributed.get_rank()
-(folder / f'{rank}.json').write_text(json.dumps(dict(first=run.history[0]['loss'], weight=model.weight[0].tolist())))
+from accelerate import Accelerator
+from ldp_tut.train import _mean_of_processes
+net = torch.nn.ModuleList([torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False).double(), torch.nn.Linear(1, 1, bias=False)])
+net[0].weight.grad = torch.full((1, 1), 1. + rank)                       # 1 and 2
+if rank: net[1].weight.grad = torch.full((1, 1), 8., dtype=torch.double)  # none and 8; nobody used the third
+_mean_of_processes(Accelerator(), net)
+mean = [None if m.weight.grad is None else float(m.weight.grad) for m in net]
+(folder / f'{rank}.json').write_text(json.dumps(dict(first=run.history[0]['loss'], weight=model.weight[0].tolist(), mean=mean)))
 ''')
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(script), str(tmp_path)],
                           capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', **({'GLOO_SOCKET_IFNAME': 'lo'} if sys.platform == 'linux' else {})})
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f'{r}.json').read_text()) for r in (0, 1))
     assert one['first'] != two['first'] and one['weight'] == pytest.approx(two['weight'], abs=1e-6)
+    assert one['mean'] == two['mean'] == [1.5, 4., None]
     assert load_checkpoint(tmp_path / 'run.safetensors')[1]['step'] == 30
 
 
@@ -327,7 +336,7 @@ def test_a_tracker_is_told_and_goes_on_after_a_kill(tmp_path):
 
 
 def test_a_tracker_keeps_its_columns_whatever_a_step_says(tmp_path):
-    for steps in ([(0, dict(loss=1., left_out=1.)), (1, dict(loss=2.))], [(2, dict(loss=3.)), (3, dict(loss=0., new=4.))]):
+    for steps in ([(0, dict(loss=1., left_out=1.)), (1, dict(loss=2.))], [(2, dict(loss=3., new=4.)), (3, dict(loss=0., new=4.))]):
         tracker = CSVTracker(tmp_path / 'a.csv')   # the second one goes on after a kill
         for step, values in steps: tracker.log(values, step)
     assert (tmp_path / 'a.csv').read_text() == 'step,loss\n0,1\n1,2\n2,3\n3,0\n'
@@ -421,6 +430,8 @@ def test_a_variable_of_the_shell_does_not_change_a_training(name, value, monkeyp
     from accelerate.state import AcceleratorState, GradientState
     how, once = TrainConfig(steps=3, warmup=1, precision='no'), []
     for _ in range(2):
+        from ldp_tut.train import _accelerator
+        assert _accelerator(torch.device('cpu'), how, Tracking()).mixed_precision == 'no'
         seen = set()
         def spied(model, x, g):
             out = model(x); seen.add(out.dtype)
@@ -439,7 +450,7 @@ def test_a_file_is_trained_by_one_run_at_a_time(tmp_path):
     path, said = tmp_path / 'a.safetensors', []
     def meets(step, g):
         if step == 2:
-            with pytest.raises(CheckpointError, match='being trained by another process'): fit(net(), loss, batches, CONFIG, path, **QUIET)
+            with pytest.raises(CheckpointError, match='is being trained already'): fit(net(), loss, batches, CONFIG, path, **QUIET)
             said.append(step)
         if step == 5: raise KeyboardInterrupt
         return batches(step, g)
@@ -463,3 +474,23 @@ def test_odd_settings_of_training_are_refused():
     with pytest.raises(TypeError, match='array of objects'): fingerprint(np.array([object()]))
     parts = fit(net(), lambda m, x, g: dict(fit=m(x).pow(2).mean(), weight=.5), batches, TrainConfig(steps=2, warmup=1), **QUIET).history[0]
     assert parts['weight'] == .5 and parts['loss'] == pytest.approx(parts['fit'] + .5)
+
+
+def test_a_disk_without_locks_trains_all_the_same(tmp_path, monkeypatch):
+    from filelock import FileLock
+    def none(*_, **__): raise OSError(37, 'No locks available')
+    monkeypatch.setattr(FileLock, 'acquire', none)
+    assert len(fit(net(), loss, batches, CONFIG, tmp_path / 'a.safetensors', stop_at=2, **QUIET).history) == 2
+
+
+def test_training_leaves_the_accelerate_of_others_as_it_was():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mine, seen = Accelerator(cpu=True, mixed_precision='bf16'), set()
+    def spied(model, x, g):
+        seen.add(model(x).dtype)
+        return model(x).pow(2).mean()
+    fit(net(), spied, batches, TrainConfig(steps=2, warmup=1, precision='no'), **QUIET)
+    assert seen == {torch.float32} and mine.mixed_precision == 'bf16' and Accelerator(cpu=True, mixed_precision='bf16').mixed_precision == 'bf16'
+    AcceleratorState._reset_state(reset_partial_state=True)
