@@ -384,8 +384,8 @@ def data_for(a, out) -> tuple:
     about = dict(env_id=a.env, policy=policy, seed=a.seed, episodes_asked=r.episodes, steps_asked=steps, walk=r.walk,
                  spare=r.spare, patch=patch)
     store = TrajectoryStore(out / 'data')
-    with store.writing():
-        if not store.shards():
+    with nullcontext() if store.shards() else store.writing():
+        if not store.shards():  # nobody was quicker
             how, cut = (r.episodes, a.seed, not a.json, r.walk, r.spare), {}
             played = collect(a.env, policy, *how, steps=steps)
             if isinstance(played, Episodes) and patch: played, cut = in_pixels(played, patch)

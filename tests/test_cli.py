@@ -463,3 +463,12 @@ def test_limits_that_are_none_and_other_files_are_refused(capsys):
                         ('eval --episodes 1 --sha256 ' + '0' * 64, 'is not the file that was asked for')):
         assert main(line.split()) != 0
         assert words in capsys.readouterr().err
+
+
+def test_data_are_played_by_one_training_at_a_time(tmp_path, capsys):
+    "The second one in a folder is told to wait, and does not add the same episodes again."
+    from ldp_tut.store import TrajectoryStore
+    line = f'train --env CartPole-v1 --data-steps 300 {SMALL} --out {tmp_path} --json'.split()
+    with TrajectoryStore(tmp_path / 'data').writing(): assert main(line) != 0
+    assert 'being written by somebody else' in capsys.readouterr().err
+    assert main(line) == 0 and main(line) == 0 and len(TrajectoryStore(tmp_path / 'data').shards()) == 1
