@@ -328,7 +328,7 @@ class MethodAgent:
 
     def begin(self, seeds) -> 'MethodAgent':
         "Start one episode for each seed, to be driven by `act_batch`."
-        self.driver.begin([int(s) for s in seeds])
+        self.driver.begin([check_count(s, 'a seed', 0) for s in seeds])
         self.begun, self.count = True, len(seeds)
         return self
 

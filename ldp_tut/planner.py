@@ -431,7 +431,7 @@ class Agent:
     def begin(self, seeds) -> 'Agent':
         "Start one episode for each seed, to be driven by `act_batch`."
         self.reset()
-        self.seeds, self.tried = [int(s) for s in seeds], Tried(len(seeds))
+        self.seeds, self.tried = [check_count(s, 'a seed', 0) for s in seeds], Tried(len(seeds))
         return self
 
     def act(self, obs):

@@ -686,3 +686,11 @@ def test_records_of_another_shape_are_refused(change):
     good = dict(observation=one.observation, action=one.action, reward=one.reward, length=[20], terminated=[True], actions=2)
     assert len(Trajectories(**good)) == 1
     with pytest.raises(ValueError, match='one for each|for each episode|0 or more'): Trajectories(**good | change)
+
+
+def test_seeds_of_episodes_are_whole_numbers():
+    "Else two episodes would share one, and nobody would know."
+    data = Trajectories.from_episodes([episode() for _ in range(8)], 2)
+    for agent in (train_planner(data, **SHORT), train_method('policy', data, MethodRecipe(steps=2, width=32), progress=False)):
+        with pytest.raises(ValueError, match='a seed must be an integer of at least 0, got 0.5'): agent.begin([.5, .7])
+        agent.begin(np.arange(2))
