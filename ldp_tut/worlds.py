@@ -114,7 +114,7 @@ def read_observation(
                  if spaces.view == 'vector' and not isinstance(x, str)}
         here = parts['achieved_goal'].shape[1] if 'achieved_goal' in parts else 0
         flat = parts and all(x.ndim == 2 for x in parts.values())
-        obs = join_parts(parts)[0] if flat else obs.get('image', next(iter(obs.values())))
+        obs = join_parts(parts)[0] if flat else obs.get('image', next(iter(obs.values()), 'nothing'))
         if here and obs.shape[1] == spaces.shape[0] + here: obs = obs[:, here:]  # the data had it twice
     obs, rank = np.asarray(obs), len(spaces.shape)
     if obs.dtype.kind not in 'biuf': raise ValueError(f'an observation is made of numbers, got {obs.dtype}')

@@ -668,6 +668,7 @@ def test_environments_that_were_made_are_closed_where_another_cannot_be():
 
 def test_observations_with_an_axis_too_many_are_refused():
     spaces = Spaces.of(Trajectories.from_episodes([episode()], 2))
+    with pytest.raises(ValueError, match='made of numbers'): read_observation({}, spaces)
     with pytest.raises(ValueError, match=r'made for observations \[2\], got'): read_observation(dict(image=np.zeros((7, 7, 3), np.uint8), direction=0), spaces)
     with pytest.raises(ValueError, match=r'observations \[2, 3, 2\] of \[2\] each'): read_observation(np.zeros((2, 3, 2)), spaces)
 
